@@ -1,0 +1,1 @@
+//! Host side of receiptdisk: one image, several guests, one order.

@@ -1,0 +1,2 @@
+//! Host daemon of receiptdisk.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Receipts by path on a shared raw disk.

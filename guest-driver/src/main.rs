@@ -1,0 +1,2 @@
+//! Guest helper of receiptdisk.
+fn main() {}

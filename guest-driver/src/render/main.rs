@@ -1,0 +1,2 @@
+//! Renders sample receipts.
+fn main() {}
