@@ -1,2 +1,91 @@
-//! Renders sample receipts.
-fn main() {}
+//! `receipt-render`: electronic bank receipts from a CSV file as PNG pictures.
+
+// Later programs of this package use the same folder as a module; what they will need and this one does not is no mistake.
+#[path = "mod.rs"]
+mod render;
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use render::Renderer;
+use render::fonts::SYSTEM_FONT_DIR;
+use render::record::{self, ReceiptRecord};
+use render::sample::sample;
+
+/// Draws electronic bank receipts.
+#[derive(Parser)]
+#[command(name = "receipt-render", version)]
+#[command(
+    after_help = "With --csv, each receipt becomes DIR/YYYY/MM/DD/SERIAL.png and its path is printed.\n\
+    With --sample, a CSV file of fictitious receipts is printed. The two work together:\n\n    \
+    receipt-render --sample 100 > sample.csv && receipt-render --csv sample.csv --out receipts"
+)]
+struct Arguments {
+    /// The receipts, one a line; the first line names the columns (see --sample 1)
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "sample",
+        requires = "out"
+    )]
+    csv: Option<PathBuf>,
+    /// The folder for the pictures
+    #[arg(long, value_name = "DIR", requires = "csv")]
+    out: Option<PathBuf>,
+    /// Print a CSV file of N fictitious receipts, the same ones every time
+    #[arg(long, value_name = "N", conflicts_with = "csv")]
+    sample: Option<u32>,
+    /// Look for fonts here too (may be repeated)
+    #[arg(long, value_name = "DIR")]
+    font_dir: Vec<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("receipt-render: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), String> {
+    if let Some(count) = arguments.sample {
+        return record::write_csv(sample(count), io::stdout().lock()).map_err(|error| error.to_string());
+    }
+    let (Some(csv), Some(out)) = (arguments.csv, arguments.out) else {
+        return Err("--csv and --out are needed".to_owned());
+    };
+    let file = File::open(&csv).map_err(|error| format!("{}: {error}", csv.display()))?;
+    let records =
+        record::read_csv(BufReader::new(file)).map_err(|error| format!("{}: {error}", csv.display()))?;
+    let mut font_folders = arguments.font_dir;
+    font_folders.push(PathBuf::from(SYSTEM_FONT_DIR));
+    let renderer = Renderer::new(&font_folders).map_err(|error| error.to_string())?;
+    draw_all(&renderer, &records, &out)
+}
+
+fn draw_all(renderer: &Renderer, records: &[ReceiptRecord], out: &Path) -> Result<(), String> {
+    for record in records {
+        let path = record.path();
+        let picture = renderer
+            .render(record)
+            .map_err(|error| format!("{path}: {error}"))?;
+        let file = out.join(&path);
+        write_file(&file, &picture).map_err(|error| format!("{}: {error}", file.display()))?;
+        writeln!(io::stdout(), "{path}").map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+fn write_file(file: &Path, content: &[u8]) -> io::Result<()> {
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(file, content)
+}
