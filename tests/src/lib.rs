@@ -1,1 +1,29 @@
-//! Harness shared by the tests.
+//! Harness shared by the tests: processes that end with the test, two drivers for the backend, a console for guests.
+//!
+//! * [`Serve`] starts the real backend with a disk image in a temporary folder and waits until it listens.
+//! * [`Driver`] is an ordinary driver (the `virtio-driver` crate): reads, writes, flushes, with a queue depth.
+//! * [`raw::RawGuest`] owns every byte: messages, guest memory and ring entries, for what no honest driver sends.
+//!
+//! Everything waits for a condition; [`SAFETY_NET`] only turns a hang into a failure.
+
+mod backend;
+mod bins;
+mod disk;
+mod driver;
+mod proc;
+pub mod raw;
+mod stand;
+mod storage_daemon;
+mod wait;
+
+pub use backend::{Backend, Serve};
+pub use bins::{backend_binary, receipt_binary, repository, static_receipt_binary};
+pub use disk::{Scratch, pattern};
+pub use driver::Driver;
+pub use proc::{Exit, Proc};
+pub use stand::Stand;
+pub use storage_daemon::StorageDaemon;
+pub use wait::{SAFETY_NET, listening, readable, until};
+
+/// Bytes in the sector that virtio-blk counts in, whatever the logical block size is.
+pub const SECTOR: usize = 512;

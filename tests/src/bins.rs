@@ -1,0 +1,67 @@
+//! Where the programs under test are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The host daemon: `$RECEIPTDISK_BACKEND`, or the one built beside the tests.
+pub fn backend_binary() -> PathBuf {
+    locate(
+        "RECEIPTDISK_BACKEND",
+        &[
+            "{profile}/receiptdisk-backend",
+            "release/receiptdisk-backend",
+            "debug/receiptdisk-backend",
+        ],
+        "cargo build -p receiptdisk-backend",
+    )
+}
+
+/// The guest helper, in any build that runs on this host.
+pub fn receipt_binary() -> PathBuf {
+    locate(
+        "RECEIPT",
+        &[
+            "{profile}/receipt",
+            "x86_64-unknown-linux-gnu/release/receipt",
+            "release/receipt",
+        ],
+        "cargo build -p receipt --bin receipt",
+    )
+}
+
+/// The guest helper as a static binary, fit for an initramfs without libraries.
+pub fn static_receipt_binary() -> PathBuf {
+    locate(
+        "RECEIPT",
+        &["x86_64-unknown-linux-gnu/release/receipt"],
+        "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target x86_64-unknown-linux-gnu \
+         -p receipt --bin receipt",
+    )
+}
+
+fn locate(variable: &str, places: &[&str], build: &str) -> PathBuf {
+    if let Some(path) = env::var_os(variable) {
+        let path = PathBuf::from(path);
+        assert!(
+            path.is_file(),
+            "{variable} names {}, which is no file",
+            path.display()
+        );
+        return path;
+    }
+    // target/PROFILE/deps/TEST
+    let exe = env::current_exe().unwrap();
+    let profile = exe.ancestors().nth(2).unwrap();
+    let target = profile.parent().unwrap();
+    let profile = profile.file_name().unwrap().to_str().unwrap();
+    let candidates = places
+        .iter()
+        .map(|place| target.join(place.replace("{profile}", profile)));
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("not built: {}; run: {build} (or set {variable})", places[0]))
+}

@@ -1,0 +1,74 @@
+//! Scratch folders, images and test data.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// A folder that vanishes with the test, with one disk image in it.
+#[derive(Debug)]
+pub struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    /// A folder in the system's place for temporary files.
+    pub fn new() -> Self {
+        Self {
+            dir: tempfile::Builder::new()
+                .prefix("receiptdisk-test-")
+                .tempdir()
+                .unwrap(),
+        }
+    }
+
+    /// A folder on tmpfs, where the host itself gives no atomicity and no direct IO.
+    pub fn on_tmpfs() -> Self {
+        Self {
+            dir: tempfile::Builder::new()
+                .prefix("receiptdisk-test-")
+                .tempdir_in("/dev/shm")
+                .unwrap(),
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A name in the folder.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A zeroed image of `bytes`.
+    pub fn image(&self, bytes: u64) -> PathBuf {
+        let path = self.join("disk.img");
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    /// An image whose every sector tells its own number: [`pattern`] of seed 0.
+    pub fn patterned_image(&self, bytes: usize) -> PathBuf {
+        let path = self.join("disk.img");
+        fs::write(&path, pattern(0, 0, bytes)).unwrap();
+        path
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Bytes that differ for every seed and every position: what stands at `offset` tells where it belongs.
+pub fn pattern(seed: u64, offset: u64, len: usize) -> Vec<u8> {
+    let word = |index: u64| {
+        (seed ^ (index << 20))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .to_le_bytes()
+    };
+    let start = usize::try_from(offset % 8).unwrap();
+    let words = (offset / 8..).flat_map(word);
+    words.skip(start).take(len).collect()
+}

@@ -1,0 +1,140 @@
+//! A child process that cannot outlive the test.
+
+use std::fs;
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::wait::readable;
+
+/// A running program; killed by its pid when dropped.
+#[derive(Debug)]
+pub struct Proc {
+    child: Child,
+    stderr: PathBuf,
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Exit {
+    /// Exit status; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// All it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Proc {
+    /// Starts `command` with its standard error in the file `stderr`.
+    ///
+    /// The kernel kills the child when the *thread* that started it ends, so start it in the test's own thread.
+    pub fn spawn(command: &mut Command, stderr: &Path) -> Self {
+        let log = fs::File::create(stderr).unwrap();
+        // SAFETY: prctl is async-signal-safe and touches nothing that the parent owns.
+        unsafe { command.pre_exec(die_with_parent) };
+        let child = command.stderr(Stdio::from(log)).spawn();
+        let child = child.unwrap_or_else(|error| panic!("cannot start {:?}: {error}", command.get_program()));
+        Self {
+            child,
+            stderr: stderr.to_owned(),
+        }
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The child's pipes, where the command asked for them.
+    pub fn child_mut(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// What it has written to standard error so far.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.stderr).unwrap()).into_owned()
+    }
+
+    /// True while it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.rustix_pid(), signal).unwrap();
+    }
+
+    /// Waits until it has ended.
+    #[track_caller]
+    pub fn wait(&mut self) -> Exit {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            return self.exit(status);
+        }
+        let pidfd = pidfd_open(self.rustix_pid(), PidfdFlags::empty()).unwrap();
+        assert!(
+            readable(&pidfd),
+            "pid {} does not end; it wrote: {}",
+            self.pid(),
+            self.stderr()
+        );
+        let status = self.child.wait().unwrap();
+        self.exit(status)
+    }
+
+    /// Number of descriptors it holds.
+    pub fn open_fds(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// The `/proc/PID/fdinfo` texts of the descriptors that lead to `file`.
+    pub fn fdinfo_of(&self, file: &Path) -> Vec<String> {
+        let file = fs::canonicalize(file).unwrap();
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .flatten();
+        let matching = entries.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == file));
+        let info = |name: &str| fs::read_to_string(format!("/proc/{}/fdinfo/{name}", self.pid()));
+        matching
+            .filter_map(|entry| info(&entry.file_name().to_string_lossy()).ok())
+            .collect()
+    }
+
+    fn rustix_pid(&self) -> Pid {
+        Pid::from_raw(self.pid().cast_signed()).unwrap()
+    }
+
+    fn exit(&self, status: ExitStatus) -> Exit {
+        Exit {
+            code: status.code(),
+            signal: status.signal(),
+            stderr: self.stderr(),
+        }
+    }
+}
+
+impl Drop for Proc {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!(
+                "--- standard error of pid {} ---\n{}---",
+                self.pid(),
+                self.stderr()
+            );
+        }
+    }
+}
+
+fn die_with_parent() -> io::Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal number and no pointer.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,392 @@
+//! A guest made by hand: front end, memory and rings together.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::feature;
+use super::front::Front;
+use super::memory::Memory;
+use super::request::{Request, status};
+use super::ring::{Desc, Ring, desc_flags};
+use super::wire::{Message, Wire, code};
+use crate::wait::{listening, readable};
+
+/// What a driver would accept of what is offered.
+const USUAL_FEATURES: u64 = !feature::CONFIG_WCE;
+
+/// How queues are started.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// Number of queues.
+    pub queues: u16,
+    /// Entries of each.
+    pub size: u16,
+    /// First ring index.
+    pub start: u16,
+    /// Features to accept, of those offered.
+    pub features: u64,
+    /// Pieces that the memory is told in.
+    pub regions: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            size: 128,
+            start: 0,
+            features: USUAL_FEATURES,
+            regions: 1,
+        }
+    }
+}
+
+/// A buffer of a chain.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffer {
+    /// Guest address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u32,
+    /// The device writes it.
+    pub writable: bool,
+}
+
+/// What came back for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The status byte.
+    pub status: u8,
+    /// The length in the used entry.
+    pub used_len: u32,
+    /// What the device wrote before the status.
+    pub data: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    ring: Ring,
+    kick: OwnedFd,
+    call: OwnedFd,
+    pending: HashMap<u16, Pending>,
+}
+
+/// Memory that a request in flight uses: `(taken, len, begin)` of each piece.
+#[derive(Debug, Default)]
+struct Pending {
+    others: Vec<(u64, usize)>,
+    writable: Vec<(u64, usize, usize)>,
+    skew: u64,
+}
+
+/// A guest of which the test owns every byte.
+#[derive(Debug)]
+pub struct RawGuest {
+    front: Front,
+    memory: Memory,
+    queues: Vec<Queue>,
+    accepted: u64,
+}
+
+impl RawGuest {
+    /// Connects to a backend that listens, as soon as it does, and greets it.
+    #[track_caller]
+    pub fn connect(socket: &Path) -> Self {
+        Self::greet(listening(|| Wire::connect(socket)))
+    }
+
+    /// Talks over a connection that the backend made.
+    #[track_caller]
+    pub fn over(stream: UnixStream) -> Self {
+        Self::greet(Wire::over(stream))
+    }
+
+    #[track_caller]
+    fn greet(wire: Wire) -> Self {
+        let front = Front::greet(wire).expect("the backend answers");
+        Self {
+            front,
+            memory: Memory::new(),
+            queues: Vec::new(),
+            accepted: 0,
+        }
+    }
+
+    /// The message layer.
+    pub fn front(&self) -> &Front {
+        &self.front
+    }
+
+    /// Guest memory.
+    pub fn memory(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
+    /// The features offered.
+    pub fn features(&self) -> u64 {
+        self.front.features()
+    }
+
+    /// Starts `count` queues of 128 entries with all that is offered.
+    pub fn start_queues(&mut self, count: u16) {
+        self.start(Setup {
+            queues: count,
+            ..Setup::default()
+        });
+    }
+
+    /// Starts queues.
+    pub fn start(&mut self, setup: Setup) {
+        self.accept(setup.features);
+        self.tell_memory(setup.regions);
+        self.start_rings(setup);
+    }
+
+    /// Tells the memory in `count` regions: in one table where it holds them, else one by one.
+    pub fn tell_memory(&self, count: u64) {
+        let regions = self.memory.regions(count);
+        if regions.len() <= 8 {
+            self.front.set_mem_table(&self.memory, &regions);
+        } else {
+            regions
+                .iter()
+                .for_each(|region| self.front.add_mem_region(&self.memory, region));
+        }
+    }
+
+    /// Accepts `features`, as far as they are offered.
+    pub fn accept(&mut self, features: u64) {
+        self.accepted = self.features() & features | feature::PROTOCOL_FEATURES;
+        self.front
+            .must(&Message::u64(code::SET_FEATURES, self.accepted), &[]);
+    }
+
+    /// Starts queues once features and memory are told.
+    pub fn start_rings(&mut self, setup: Setup) {
+        for index in 0..setup.queues {
+            let queue = Queue::new(&mut self.memory, setup.size, setup.start);
+            queue.announce(&self.front, index, setup);
+            self.queues.push(queue);
+        }
+    }
+
+    /// Stops a queue; returns the backend's next index.
+    pub fn stop_queue(&mut self, queue: u16) -> u32 {
+        self.front
+            .get_vring_base(u32::from(queue))
+            .expect("an answer to GET_VRING_BASE")
+    }
+
+    /// The ring of a queue.
+    pub fn ring(&mut self, queue: usize) -> &mut Ring {
+        &mut self.queues[queue].ring
+    }
+
+    /// Submits a request on queue 0 and waits for its outcome.
+    #[track_caller]
+    pub fn request(&mut self, request: &Request) -> Outcome {
+        self.request_on(0, request)
+    }
+
+    /// Submits a request on a queue and waits for its outcome; nothing else may be in flight there.
+    #[track_caller]
+    pub fn request_on(&mut self, queue: usize, request: &Request) -> Outcome {
+        let submitted = self.submit(queue, request);
+        let (head, outcome) = self.wait_used(queue);
+        assert_eq!(head, submitted, "another request completed");
+        outcome
+    }
+
+    /// Puts a request into the ring and tells the device; returns its head.
+    pub fn submit(&mut self, queue: usize, request: &Request) -> u16 {
+        let head = self.publish(queue, request);
+        self.kick_if_wanted(queue, 1);
+        head
+    }
+
+    /// Puts a request into the ring and tells nobody.
+    pub fn publish(&mut self, queue: usize, request: &Request) -> u16 {
+        let (descs, pending) = place(&mut self.memory, request);
+        self.publish_descs(queue, &descs, pending)
+    }
+
+    /// Puts a chain of the test's own buffers into the ring and tells the device. Its outcome has no data.
+    pub fn submit_chain(&mut self, queue: usize, chain: &[Buffer]) -> u16 {
+        let descs: Vec<Desc> = chain
+            .iter()
+            .map(|buffer| desc(buffer.addr, buffer.len, buffer.writable))
+            .collect();
+        let head = self.publish_descs(queue, &descs, Pending::default());
+        self.kick(queue);
+        head
+    }
+
+    /// Tells the device of the last `count` entries, if it wants to be told.
+    pub fn kick_if_wanted(&self, queue: usize, count: u16) {
+        let ring = &self.queues[queue].ring;
+        let old = ring.next_avail().wrapping_sub(count);
+        if ring.wants_kick(&self.memory, old, self.has_event_idx()) {
+            self.kick(queue);
+        }
+    }
+
+    /// Tells the device.
+    pub fn kick(&self, queue: usize) {
+        rustix::io::write(&self.queues[queue].kick, &1_u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Waits for the next used entry of a queue. It waits for the device's call, so a lost call fails the test.
+    #[track_caller]
+    pub fn wait_used(&mut self, queue: usize) -> (u16, Outcome) {
+        loop {
+            if let Some(used) = self.poll_used(queue) {
+                return used;
+            }
+            self.queues[queue].ring.ask_for_call(&self.memory);
+            if let Some(used) = self.poll_used(queue) {
+                return used;
+            }
+            let call = &self.queues[queue].call;
+            assert!(readable(call), "no call for queue {queue}");
+            rustix::io::read(call, &mut [0; 8]).unwrap();
+        }
+    }
+
+    /// Takes the next used entry of a queue, if there is one.
+    pub fn poll_used(&mut self, queue: usize) -> Option<(u16, Outcome)> {
+        let Queue { ring, pending, .. } = &mut self.queues[queue];
+        let (head, used_len) = ring.next_used(&self.memory)?;
+        let pending = pending.remove(&head).expect("what is used was pending");
+        Some((head, pending.finish(&mut self.memory, used_len)))
+    }
+
+    fn publish_descs(&mut self, queue: usize, descs: &[Desc], pending: Pending) -> u16 {
+        let queue = &mut self.queues[queue];
+        let head = queue.ring.link(&self.memory, descs);
+        queue.pending.insert(head, pending);
+        queue.ring.publish(&self.memory, head);
+        head
+    }
+
+    fn has_event_idx(&self) -> bool {
+        self.accepted & feature::EVENT_IDX != 0
+    }
+}
+
+impl Queue {
+    fn new(memory: &mut Memory, size: u16, start: u16) -> Self {
+        let eventfd = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let ring = Ring::new(memory, size, start);
+        Self {
+            ring,
+            kick: eventfd(),
+            call: eventfd(),
+            pending: HashMap::new(),
+        }
+    }
+
+    /// Tells the backend of the queue in QEMU's order.
+    fn announce(&self, front: &Front, index: u16, setup: Setup) {
+        let queue = u32::from(index);
+        front.must(
+            &Message::vring(code::SET_VRING_NUM, queue, u32::from(setup.size)),
+            &[],
+        );
+        front.must(
+            &Message::vring(code::SET_VRING_BASE, queue, u32::from(setup.start)),
+            &[],
+        );
+        front.set_vring_addr(queue, &self.ring);
+        front.set_vring_fd(code::SET_VRING_KICK, u64::from(queue), self.kick.as_fd());
+        front.set_vring_fd(code::SET_VRING_CALL, u64::from(queue), self.call.as_fd());
+        front.must(&Message::vring(code::SET_VRING_ENABLE, queue, 1), &[]);
+    }
+}
+
+impl Pending {
+    /// Collects what the device wrote and gives the memory back.
+    fn finish(self, memory: &mut Memory, used_len: u32) -> Outcome {
+        let mut written = Vec::new();
+        for (address, len, taken) in &self.writable {
+            written.extend(memory.read(*address + self.skew, *len));
+            memory.give(*address, *taken);
+        }
+        for (address, taken) in &self.others {
+            memory.give(*address, *taken);
+        }
+        let status = written.pop().unwrap_or(status::NONE);
+        Outcome {
+            status,
+            used_len,
+            data: written,
+        }
+    }
+}
+
+/// Lays a request out in memory; the room for each piece is its own, so no two pieces touch by accident.
+fn place(memory: &mut Memory, request: &Request) -> (Vec<Desc>, Pending) {
+    let mut pending = Pending {
+        skew: request.skew as u64,
+        ..Pending::default()
+    };
+    let mut descs = Vec::new();
+    let mut rest = request.readable.as_slice();
+    for len in request.readable_pieces() {
+        let (piece, after) = rest.split_at(len);
+        rest = after;
+        let address = memory.take(len + request.skew);
+        memory.write(address + pending.skew, piece);
+        pending.others.push((address, len + request.skew));
+        descs.push(desc(address + pending.skew, length(len), false));
+    }
+    for len in request.writable_pieces() {
+        let address = memory.take(len + request.skew);
+        memory.write(address + pending.skew, &vec![status::NONE; len]);
+        pending.writable.push((address, len, len + request.skew));
+        descs.push(desc(address + pending.skew, length(len), true));
+    }
+    if request.is_indirect {
+        descs = vec![indirect(memory, &descs, &mut pending)];
+    }
+    (descs, pending)
+}
+
+/// Moves `descs` into a table of their own and returns the descriptor of the table.
+fn indirect(memory: &mut Memory, descs: &[Desc], pending: &mut Pending) -> Desc {
+    let mut table = Vec::new();
+    for (position, desc) in descs.iter().enumerate() {
+        let mut desc = *desc;
+        if position + 1 < descs.len() {
+            desc.flags |= desc_flags::NEXT;
+            desc.next = u16::try_from(position + 1).unwrap();
+        }
+        table.extend(desc.bytes());
+    }
+    let address = memory.take(table.len());
+    memory.write(address, &table);
+    pending.others.push((address, table.len()));
+    Desc {
+        addr: address,
+        len: length(table.len()),
+        flags: desc_flags::INDIRECT,
+        next: 0,
+    }
+}
+
+fn desc(addr: u64, len: u32, writable: bool) -> Desc {
+    let flags = if writable { desc_flags::WRITE } else { 0 };
+    Desc {
+        addr,
+        len,
+        flags,
+        next: 0,
+    }
+}
+
+fn length(len: usize) -> u32 {
+    u32::try_from(len).unwrap()
+}
