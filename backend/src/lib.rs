@@ -1,1 +1,43 @@
-//! Host side of receiptdisk: one image, several guests, one order.
+//! Host side of receiptdisk: one disk image, served to several QEMU guests in one order.
+//!
+//! A request goes one way through these modules:
+//!
+//! ```text
+//! kick -> vring (take) -> chain (walk) -> request (parse) -> execute (what does it need)
+//!      -> order (admit: now, or parked as data) -> engine (io_uring or sync) / syncer (slow operations)
+//!      -> worker (finish) -> vring (publish, signal) -> order (release)
+//! ```
+//!
+//! and a front end's messages through these: `socket -> guest -> wire -> message -> session -> worker`.
+//!
+//! What guests may rely on (docs/ordering.md has the whole contract):
+//! a read that starts after a write has completed returns that write or a later one, whichever
+//! guests they are; overlapping requests never interleave; overlapping writes are applied in the
+//! order of their admission; a completed flush covers every write completed before it was asked for; a guest
+//! that may not write gets an error and changes nothing; a short or failed IO is never a success.
+
+pub mod args;
+mod chain;
+mod config_space;
+pub mod disk;
+mod engine;
+pub mod error;
+mod execute;
+mod group;
+mod guest;
+pub mod limits;
+mod lock;
+mod memory;
+mod message;
+mod order;
+mod request;
+mod role;
+pub mod server;
+mod session;
+mod shared;
+mod socket;
+mod syncer;
+mod transfer;
+mod vring;
+mod wire;
+mod worker;

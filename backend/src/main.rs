@@ -1,2 +1,43 @@
-//! Host daemon of receiptdisk.
-fn main() {}
+//! receiptdisk-backend: see the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use receiptdisk_backend::args::{Action, Cli};
+use receiptdisk_backend::server::serve;
+
+/// Exit status of bad usage and of everything that keeps the backend from starting.
+const EXIT_USAGE: u8 = 2;
+
+/// What QEMU's vhost-user backend convention wants to know (`docs/interop/vhost-user.rst`).
+const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
+
+fn main() -> ExitCode {
+    let log = env_logger::Env::default().default_filter_or("info,virtio_queue=off");
+    env_logger::Builder::from_env(log).format_target(false).init();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            print!("{error}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return fail(error.to_string().lines().next().unwrap_or("error: bad usage")),
+    };
+    let done = cli.into_action().and_then(|action| match action {
+        Action::PrintCapabilities => {
+            println!("{CAPABILITIES}");
+            Ok(())
+        }
+        Action::Serve(config) => serve(&config),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("error: {error}")),
+    }
+}
+
+fn fail(line: &str) -> ExitCode {
+    eprintln!("receiptdisk-backend: {line}");
+    ExitCode::from(EXIT_USAGE)
+}

@@ -1,0 +1,373 @@
+//! The command line: every rule is checked here once, and what comes out is ready to use.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::disk::{CacheMode, DiskOptions};
+use crate::engine::EngineKind;
+use crate::error::StartError;
+use crate::limits::{MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SOCKET_PATH_BYTES};
+use crate::role::{ReadMode, Role};
+use crate::socket::SocketAccess;
+
+/// Longest guest name, in bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+/// Serves one disk image to several virtual machines as vhost-user block devices, in one order.
+#[derive(Debug, Parser)]
+#[command(
+    name = "receiptdisk-backend",
+    version,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    convention: Convention,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve an image to guests until SIGTERM or SIGINT
+    Serve(Box<Serve>),
+}
+
+/// QEMU's vhost-user backend program convention: one guest without a name of its own.
+#[derive(Debug, Args)]
+struct Convention {
+    /// Listen on this socket (QEMU's convention for one guest)
+    #[arg(long, value_name = "SOCKET")]
+    socket_path: Option<PathBuf>,
+    /// Use this open, listening socket instead
+    #[arg(long, value_name = "N", conflicts_with = "socket_path")]
+    fd: Option<i32>,
+    /// The image
+    #[arg(long, value_name = "FILE")]
+    blk_file: Option<PathBuf>,
+    /// Let the guest only read
+    #[arg(long)]
+    read_only: bool,
+    /// Print what this backend can do, as JSON, and exit
+    #[arg(long)]
+    print_capabilities: bool,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Disk image: a regular file or a block device
+    #[arg(long, value_name = "FILE")]
+    image: PathBuf,
+    /// Make a fully allocated image of this size (K, M, G, T: powers of 1024) if FILE does not exist
+    #[arg(long, value_name = "SIZE")]
+    create: Option<String>,
+    /// A guest: name=NAME,socket=PATH|connect=PATH[,access=rw|ro|standby][,reads=completed|durable][,mode=0660][,group=GROUP]
+    #[arg(long = "guest", value_name = "KEY=VALUE,...", required = true)]
+    guests: Vec<String>,
+    /// Allow several guests with access=rw
+    #[arg(long)]
+    multi_writer: bool,
+    /// Virtqueues offered to each guest
+    #[arg(long, value_name = "N", default_value_t = MAX_QUEUES)]
+    queues: u16,
+    /// Descriptors a virtqueue may have, a power of two
+    #[arg(long, value_name = "N", default_value_t = MAX_QUEUE_SIZE)]
+    queue_size: u16,
+    /// Whether IO goes through the host's page cache
+    #[arg(long, value_enum, default_value = "direct")]
+    cache: CacheMode,
+    /// How IO is done
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    io_engine: Option<EngineKind>,
+    /// Whether a guest's discard gives space back to the host
+    #[arg(long, value_enum, default_value = "unmap")]
+    discard: DiscardMode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum DiscardMode {
+    /// Punch holes into the image
+    Unmap,
+    /// Keep the space allocated
+    Ignore,
+}
+
+/// Where a guest's connections come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndpointConfig {
+    /// Listen at a path.
+    Listen(PathBuf),
+    /// Listen on an open descriptor.
+    ListenFd(i32),
+    /// Connect to a path.
+    Connect(PathBuf),
+}
+
+/// One guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestConfig {
+    /// Unique name.
+    pub name: String,
+    /// Where its connections come from.
+    pub endpoint: EndpointConfig,
+    /// Who may connect.
+    pub access: SocketAccess,
+    /// What it may do.
+    pub role: Role,
+    /// What its reads promise.
+    pub reads: ReadMode,
+}
+
+/// Everything `serve` needs.
+#[derive(Debug)]
+pub struct Config {
+    /// The image.
+    pub disk: DiskOptions,
+    /// The guests, at least one.
+    pub guests: Vec<GuestConfig>,
+    /// Virtqueues for each.
+    pub queues: u16,
+    /// Descriptors in each virtqueue at most.
+    pub queue_size: u16,
+    /// The engine that was asked for, if any.
+    pub engine: Option<EngineKind>,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Action {
+    /// Serve guests.
+    Serve(Config),
+    /// Print the capabilities.
+    PrintCapabilities,
+}
+
+impl Cli {
+    /// Checks everything that can be checked without touching the system.
+    ///
+    /// # Errors
+    /// One line that says which argument is wrong.
+    pub fn into_action(self) -> Result<Action, StartError> {
+        match self.command {
+            Some(Command::Serve(serve)) => serve.into_config().map(Action::Serve),
+            None if self.convention.print_capabilities => Ok(Action::PrintCapabilities),
+            None => self.convention.into_config().map(Action::Serve),
+        }
+    }
+}
+
+impl Convention {
+    fn into_config(self) -> Result<Config, StartError> {
+        let Some(path) = self.blk_file else {
+            return Err(usage(
+                "nothing to do: try 'serve --help', or --socket-path with --blk-file",
+            ));
+        };
+        let endpoint = match (self.socket_path, self.fd) {
+            (Some(path), _) => EndpointConfig::Listen(path),
+            (None, Some(fd)) => EndpointConfig::ListenFd(fd),
+            (None, None) => return Err(usage("--blk-file needs --socket-path or --fd")),
+        };
+        let role = if self.read_only {
+            Role::ReadOnly
+        } else {
+            Role::ReadWrite
+        };
+        let (access, reads) = (SocketAccess::default(), ReadMode::Completed);
+        let guests = vec![GuestConfig {
+            name: "guest".into(),
+            endpoint,
+            access,
+            role,
+            reads,
+        }];
+        check_guests(&guests, false)?;
+        let writable = !self.read_only;
+        let disk = DiskOptions {
+            path,
+            create_bytes: None,
+            writable,
+            cache: CacheMode::Direct,
+            unmap: true,
+        };
+        Ok(Config {
+            disk,
+            guests,
+            queues: MAX_QUEUES,
+            queue_size: MAX_QUEUE_SIZE,
+            engine: None,
+        })
+    }
+}
+
+impl Serve {
+    fn into_config(self) -> Result<Config, StartError> {
+        let guests = self
+            .guests
+            .iter()
+            .map(|text| parse_guest(text))
+            .collect::<Result<Vec<_>, _>>()?;
+        check_guests(&guests, self.multi_writer)?;
+        if self.queues == 0 || self.queues > MAX_QUEUES {
+            return Err(usage(&format!(
+                "--queues {}: 1 to {MAX_QUEUES} are possible",
+                self.queues
+            )));
+        }
+        if !self.queue_size.is_power_of_two() || self.queue_size > MAX_QUEUE_SIZE {
+            let size = self.queue_size;
+            return Err(usage(&format!(
+                "--queue-size {size}: a power of two up to {MAX_QUEUE_SIZE} is possible"
+            )));
+        }
+        let disk = DiskOptions {
+            path: self.image,
+            create_bytes: self.create.as_deref().map(parse_size).transpose()?,
+            writable: guests.iter().any(|guest| guest.role.looks_writable()),
+            cache: self.cache,
+            unmap: self.discard == DiscardMode::Unmap,
+        };
+        Ok(Config {
+            disk,
+            guests,
+            queues: self.queues,
+            queue_size: self.queue_size,
+            engine: self.io_engine,
+        })
+    }
+}
+
+fn usage(text: &str) -> StartError {
+    StartError::Usage(text.into())
+}
+
+/// Bytes of a size such as `512`, `64K`, `256M`, `8G`, `1T`.
+fn parse_size(text: &str) -> Result<u64, StartError> {
+    let bad = || {
+        usage(&format!(
+            "--create {text}: a size is a number and K, M, G or T, such as 256M"
+        ))
+    };
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let shift = match unit {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    let bytes = number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok());
+    bytes.ok_or_else(bad)
+}
+
+fn parse_guest(text: &str) -> Result<GuestConfig, StartError> {
+    let bad = |what: &str| usage(&format!("--guest {text}: {what}"));
+    let (mut name, mut endpoint, mut role, mut reads) = (None, None, None, None);
+    let mut access = SocketAccess::default();
+    let mut seen = HashSet::new();
+    for part in text.split(',') {
+        let (key, value) = part
+            .split_once('=')
+            .ok_or_else(|| bad(&format!("'{part}' is not KEY=VALUE")))?;
+        if !seen.insert(key) {
+            return Err(bad(&format!("{key} is given twice")));
+        }
+        match key {
+            "name" => {
+                name = Some(parse_name(value).ok_or_else(|| bad("a name is 1 to 64 of A-Z a-z 0-9 . _ -"))?)
+            }
+            "socket" | "connect" if endpoint.is_some() => {
+                return Err(bad("socket and connect exclude each other"));
+            }
+            "socket" => endpoint = Some(EndpointConfig::Listen(value.into())),
+            "connect" => endpoint = Some(EndpointConfig::Connect(value.into())),
+            "access" => role = Some(parse_role(value).ok_or_else(|| bad("access is rw, ro or standby"))?),
+            "reads" => reads = Some(parse_reads(value).ok_or_else(|| bad("reads is completed or durable"))?),
+            "mode" => {
+                let mode = u32::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o777);
+                access.mode = Some(mode.ok_or_else(|| bad("mode is octal, such as 0660"))?);
+            }
+            "group" => {
+                let group = crate::group::group_id(value);
+                access.group_id = Some(group.ok_or_else(|| bad(&format!("no group '{value}'")))?);
+            }
+            _ => return Err(bad(&format!("unknown key '{key}'"))),
+        }
+    }
+    Ok(GuestConfig {
+        name: name.ok_or_else(|| bad("name= is missing"))?,
+        endpoint: endpoint.ok_or_else(|| bad("socket= or connect= is missing"))?,
+        access,
+        role: role.unwrap_or(Role::ReadWrite),
+        reads: reads.unwrap_or(ReadMode::Completed),
+    })
+}
+
+fn parse_name(text: &str) -> Option<String> {
+    let fits = (1..=MAX_NAME_BYTES).contains(&text.len());
+    let plain = text
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    (fits && plain).then(|| text.to_owned())
+}
+
+fn parse_role(text: &str) -> Option<Role> {
+    match text {
+        "rw" => Some(Role::ReadWrite),
+        "ro" => Some(Role::ReadOnly),
+        "standby" => Some(Role::Standby),
+        _ => None,
+    }
+}
+
+fn parse_reads(text: &str) -> Option<ReadMode> {
+    match text {
+        "completed" => Some(ReadMode::Completed),
+        "durable" => Some(ReadMode::Durable),
+        _ => None,
+    }
+}
+
+fn check_guests(guests: &[GuestConfig], multi_writer: bool) -> Result<(), StartError> {
+    let (mut names, mut paths) = (HashSet::new(), HashSet::new());
+    for guest in guests {
+        let name = &guest.name;
+        if !names.insert(name) {
+            return Err(usage(&format!("two guests are named {name}")));
+        }
+        let (EndpointConfig::Listen(path) | EndpointConfig::Connect(path)) = &guest.endpoint else {
+            continue;
+        };
+        let len = path.as_os_str().len();
+        if len == 0 || len > MAX_SOCKET_PATH_BYTES {
+            return Err(usage(&format!(
+                "guest {name}: a socket path has 1 to {MAX_SOCKET_PATH_BYTES} bytes, this one {len}"
+            )));
+        }
+        if !paths.insert(path) {
+            return Err(usage(&format!("two guests use the socket {}", path.display())));
+        }
+    }
+    let mut writers = guests
+        .iter()
+        .filter(|guest| guest.role.may_write())
+        .map(|guest| &guest.name);
+    if let (Some(first), Some(second), false) = (writers.next(), writers.next(), multi_writer) {
+        return Err(usage(&format!(
+            "guests {first} and {second} both have access=rw; give one access=ro or standby, or --multi-writer"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "args_tests.rs"]
+mod tests;

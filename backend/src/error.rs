@@ -1,0 +1,40 @@
+//! Errors of the start: each one line that says what is wrong and, where it helps, what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why the backend does not start. Exit status 2.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum StartError {
+    #[error("{0}")]
+    Usage(String),
+    #[error("image {path}: no such file; --create SIZE makes one")]
+    NoImage { path: PathBuf },
+    #[error("image {path}: {kind} is neither a regular file nor a block device")]
+    NotAnImage { path: PathBuf, kind: &'static str },
+    #[error("image {path}: it is empty; --create SIZE makes a new one where no file exists")]
+    EmptyImage { path: PathBuf },
+    #[error("image {path}: its {bytes} bytes are not a multiple of {unit}")]
+    OddSize { path: PathBuf, bytes: u64, unit: u64 },
+    #[error("image {path}: {doing}: {error}")]
+    Image {
+        path: PathBuf,
+        doing: &'static str,
+        error: io::Error,
+    },
+    #[error("image {path} is in use by {holder}; stop that first")]
+    Locked { path: PathBuf, holder: String },
+    #[error("socket {path}: another process listens on it; stop that first")]
+    SocketLive { path: PathBuf },
+    #[error("socket {path}: a file that is no socket is in the way")]
+    SocketNotASocket { path: PathBuf },
+    #[error("socket {path}: {error}")]
+    Socket { path: PathBuf, error: io::Error },
+    #[error("io_uring is not available ({0}); use --io-engine sync")]
+    NoIoUring(io::Error),
+    #[error("{doing}: {error}")]
+    System { doing: &'static str, error: io::Error },
+}

@@ -1,0 +1,133 @@
+//! What each operation needs: the one match on the operation. It touches no ring and no disk.
+
+use crate::disk::Disk;
+use crate::limits::SERIAL_BYTES;
+use crate::memory::{HostSlice, scatter};
+use crate::order::{Access, ByteRange};
+use crate::request::{Direction, Operation, Status};
+use crate::role::Role;
+use crate::syncer::SlowOp;
+use crate::transfer::Transfer;
+
+/// How an operation goes on.
+#[derive(Debug)]
+pub enum Start {
+    /// It is over: the status, and the data bytes written to guest memory.
+    Finished(Status, u32),
+    /// It needs no range: straight to the slow operations.
+    Slow(SlowOp),
+    /// It runs once all `ranges` are admitted.
+    Ordered {
+        /// The ranges it touches, none empty.
+        ranges: Vec<ByteRange>,
+        /// How it touches them.
+        access: Access,
+        /// What to do then.
+        work: Work,
+    },
+}
+
+/// What an admitted operation does.
+#[derive(Debug)]
+pub enum Work {
+    /// Moves data by the engine.
+    Transfer {
+        /// The IO to do.
+        transfer: Transfer,
+        /// Whether it needs a bounce buffer to begin.
+        bounces: bool,
+    },
+    /// Erases by the slow operations.
+    Slow(SlowOp),
+    /// Waits for the slow operation that was submitted; `data_bytes` are in guest memory already.
+    AwaitSlow {
+        /// Bytes read before.
+        data_bytes: u32,
+    },
+}
+
+/// What decides about an operation besides itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The disk, for its geometry and health.
+    pub disk: &'a Disk,
+    /// What the guest may do.
+    pub role: Role,
+    /// The guest's serial.
+    pub serial: &'a [u8],
+    /// Whether writes must be durable when they complete: the driver did not accept VIRTIO_BLK_F_FLUSH.
+    pub write_through: bool,
+}
+
+/// Decides how `operation` goes on.
+#[must_use]
+pub fn start(operation: Operation, context: Context<'_>) -> Start {
+    let Context {
+        disk,
+        role,
+        serial,
+        write_through,
+    } = context;
+    let refuses_writes = !role.may_write() || disk.is_poisoned();
+    match operation {
+        Operation::GetId { segments } => Start::Finished(Status::Ok, answer_id(serial, &segments)),
+        Operation::Flush if disk.is_poisoned() => refused(),
+        Operation::Flush => Start::Slow(SlowOp::Flush),
+        Operation::Transfer {
+            direction: Direction::Write,
+            ..
+        }
+        | Operation::Erase { .. }
+            if refuses_writes =>
+        {
+            refused()
+        }
+        Operation::Transfer { range, .. } if range.start == range.end => Start::Finished(Status::Ok, 0),
+        Operation::Transfer {
+            direction,
+            range,
+            segments,
+        } => order_transfer(direction, range, segments, disk),
+        Operation::Erase { ranges, .. } if ranges.is_empty() => Start::Finished(Status::Ok, 0),
+        Operation::Erase { kind, ranges } => Start::Ordered {
+            ranges: ranges
+                .iter()
+                .map(|erase| erase.range.rounded_out(disk.alignment().offset_bytes))
+                .collect(),
+            access: Access::Exclusive,
+            work: Work::Slow(SlowOp::Erase {
+                kind,
+                ranges: ranges.into(),
+                durable: write_through,
+            }),
+        },
+    }
+}
+
+fn refused() -> Start {
+    Start::Finished(Status::IoErr, 0)
+}
+
+fn order_transfer(direction: Direction, range: ByteRange, segments: Vec<HostSlice>, disk: &Disk) -> Start {
+    let alignment = disk.alignment();
+    let bounces = !alignment.suits(range, &segments);
+    let (access, admitted) = match direction {
+        Direction::Read => (Access::Shared, range),
+        // A bounced write may read and write back the rest of its first and last block.
+        Direction::Write => (Access::Exclusive, range.rounded_out(alignment.offset_bytes)),
+    };
+    let transfer = Transfer::new(direction, range, segments, alignment);
+    Start::Ordered {
+        ranges: vec![admitted],
+        access,
+        work: Work::Transfer { transfer, bounces },
+    }
+}
+
+/// Writes the serial, padded with NULs to [`SERIAL_BYTES`], and returns the bytes written.
+fn answer_id(serial: &[u8], segments: &[HostSlice]) -> u32 {
+    let mut id = [0; SERIAL_BYTES];
+    let len = serial.len().min(SERIAL_BYTES);
+    id[..len].copy_from_slice(&serial[..len]);
+    u32::try_from(scatter(segments, 0, &id)).unwrap_or(0)
+}

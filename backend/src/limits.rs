@@ -1,0 +1,67 @@
+//! Every limit of the backend in one place; the table in the README says the same.
+
+/// Virtqueues one guest may use. QEMU exits when it wants more than the backend offers.
+pub const MAX_QUEUES: u16 = 64;
+
+/// Descriptors in one virtqueue; QEMU's own maximum.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// Descriptors one chain may have, indirect table included.
+pub const MAX_CHAIN_DESCRIPTORS: u32 = 1024;
+
+/// Data segments a driver should use in one request (`seg_max`, virtio 1.2, 5.2.4).
+pub const SEG_MAX: u32 = 126;
+
+/// Bytes a driver should put in one segment (`size_max`, virtio 1.2, 5.2.4).
+pub const SIZE_MAX_BYTES: u32 = 256 * 1024;
+
+/// Data bytes of one request; `SEG_MAX` times `SIZE_MAX_BYTES` fit.
+pub const MAX_REQUEST_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Requests one guest may have in the backend; further ones wait in its ring.
+pub const MAX_IN_FLIGHT: usize = 1024;
+
+/// Requests taken from one ring before the next ring has its turn.
+pub const MAX_BATCH: usize = 64;
+
+/// Ranges in one DISCARD or WRITE_ZEROES request.
+pub const MAX_ERASE_SEGMENTS: u32 = 16;
+
+/// Sectors in one range of a DISCARD or WRITE_ZEROES request (512 MiB).
+pub const MAX_ERASE_SECTORS: u32 = 1 << 20;
+
+/// Bytes of one piece of a DISCARD or WRITE_ZEROES, between two looks at waiting flushes.
+pub const ERASE_PIECE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Memory regions of one guest; QEMU uses at most 509 with memory hotplug.
+pub const MAX_MEM_SLOTS: usize = 509;
+
+/// Aligned buffers one guest's worker has for requests that direct IO cannot take as they are.
+pub const MAX_BOUNCE_BUFFERS: usize = 16;
+
+/// Bytes of one such buffer; a longer request is copied through it in pieces.
+pub const BOUNCE_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Segments of one system call (`IOV_MAX`).
+pub const MAX_IOVECS: usize = 1024;
+
+/// Descriptors that one message may carry on the wire (`SCM_MAX_FD` of Linux).
+pub const MAX_MESSAGE_FDS: usize = 253;
+
+/// Body bytes of one vhost-user message.
+pub const MAX_MESSAGE_BYTES: usize = 4096;
+
+/// Bytes of the longest socket path (`sun_path` less the final NUL).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Seconds a start waits for the image lock: writes of a killed process land after its death.
+pub const LOCK_WAIT_SECONDS: u64 = 5;
+
+/// Seconds a stop may take before the process gives up and says so.
+pub const STOP_DEADLINE_SECONDS: u64 = 10;
+
+/// Bytes of the answer to GET_ID (virtio 1.2, 5.2.6).
+pub const SERIAL_BYTES: usize = 20;
+
+/// Bytes of a sector, the unit of all virtio-blk addresses.
+pub const SECTOR_BYTES: u64 = 512;

@@ -1,0 +1,148 @@
+//! Locks of the image as QEMU's file-posix takes them: OFD read locks on single bytes.
+//!
+//! Byte `100 + i` says "I use permission i", byte `200 + i` says "I do not share permission i";
+//! permission 0 is consistent read, 1 is write. Whoever wants a permission looks whether another
+//! holds the byte of the other hundred. The locks sit on the descriptor that does the IO: they are
+//! free only once the last write of a killed process has landed.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::linux::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::error::StartError;
+use crate::limits::LOCK_WAIT_SECONDS;
+
+const USES_READ: i64 = 100;
+const USES_WRITE: i64 = 101;
+const UNSHARES_WRITE: i64 = 201;
+
+/// Between two tries to get the lock.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Takes the locks of a reader, or of the one writer when `write`; waits up to
+/// [`LOCK_WAIT_SECONDS`] for another holder.
+///
+/// # Errors
+/// [`StartError::Locked`] names the holder; a file system without locks is an error too.
+pub fn lock_image(file: &File, path: &Path, write: bool) -> Result<(), StartError> {
+    let deadline = Instant::now() + Duration::from_secs(LOCK_WAIT_SECONDS);
+    let failed = |error| StartError::Image {
+        path: path.into(),
+        doing: "cannot lock it",
+        error,
+    };
+    let mut said = false;
+    while !try_lock(file, write).map_err(failed)? {
+        let holder = holder(file).unwrap_or_else(|| "another process".into());
+        if Instant::now() >= deadline {
+            return Err(StartError::Locked {
+                path: path.into(),
+                holder,
+            });
+        }
+        if !said {
+            log::info!("event=wait-for-lock image={} holder=\"{holder}\"", path.display());
+            said = true;
+        }
+        std::thread::sleep(RETRY_INTERVAL);
+    }
+    Ok(())
+}
+
+/// One try: take the bytes, then look whether anybody objects; if so, give them back.
+fn try_lock(file: &File, write: bool) -> io::Result<bool> {
+    let taken: &[i64] = if write {
+        &[USES_READ, USES_WRITE, UNSHARES_WRITE]
+    } else {
+        &[USES_READ, UNSHARES_WRITE]
+    };
+    let objections: &[i64] = if write {
+        &[USES_WRITE, UNSHARES_WRITE]
+    } else {
+        &[USES_WRITE]
+    };
+    for &byte in taken {
+        if !set_lock(file, libc::F_RDLCK, byte)? {
+            taken
+                .iter()
+                .try_for_each(|&b| set_lock(file, libc::F_UNLCK, b).map(|_| ()))?;
+            return Ok(false);
+        }
+    }
+    for &byte in objections {
+        if is_locked_by_another(file, byte)? {
+            taken
+                .iter()
+                .try_for_each(|&b| set_lock(file, libc::F_UNLCK, b).map(|_| ()))?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn flock(kind: i32, byte: i64) -> libc::flock {
+    // The kinds and SEEK_SET are small constants; i16 is the type the C structure has.
+    let l_type = i16::try_from(kind).unwrap_or(0);
+    libc::flock {
+        l_type,
+        l_whence: 0,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// False when another holder's exclusive lock is in the way.
+fn set_lock(file: &File, kind: i32, byte: i64) -> io::Result<bool> {
+    let lock = flock(kind, byte);
+    // SAFETY: the descriptor is open and `lock` is a valid `struct flock` that the call only reads.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+fn is_locked_by_another(file: &File, byte: i64) -> io::Result<bool> {
+    let mut lock = flock(libc::F_WRLCK, byte);
+    // SAFETY: the descriptor is open and `lock` is a valid `struct flock` that the call fills in.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+}
+
+/// Who else has the image open with a lock on it, as far as /proc shows it.
+fn holder(file: &File) -> Option<String> {
+    let metadata = file.metadata().ok()?;
+    let own_pid = std::process::id().to_string();
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let pid = process.file_name().to_string_lossy().into_owned();
+        if pid == own_pid || !pid.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        if holds_lock(&process.path(), metadata.st_dev(), metadata.st_ino()) {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("process {pid} ({})", name.trim()));
+        }
+    }
+    None
+}
+
+fn holds_lock(process: &Path, device: u64, inode: u64) -> bool {
+    let Ok(descriptors) = fs::read_dir(process.join("fd")) else {
+        return false;
+    };
+    descriptors.flatten().any(|descriptor| {
+        let same_file =
+            fs::metadata(descriptor.path()).is_ok_and(|m| (m.st_dev(), m.st_ino()) == (device, inode));
+        let info = process.join("fdinfo").join(descriptor.file_name());
+        same_file && fs::read_to_string(info).is_ok_and(|text| text.contains("OFDLCK"))
+    })
+}

@@ -1,0 +1,285 @@
+//! Guest memory: the regions a front end shares, and slices of them on the host side.
+//!
+//! Invariant: a [`HostSlice`] is made only from a [`Mem`] and used only while that `Mem` is alive;
+//! a virtqueue keeps its `Mem` until its last request has ended.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::fstat;
+use thiserror::Error;
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion, VolatileSlice,
+};
+
+use crate::limits::MAX_MEM_SLOTS;
+
+/// Mapped memory of one guest; addresses are guest physical.
+pub type Mem = GuestMemoryMmap<()>;
+
+/// Why a memory region was refused.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum MemoryError {
+    #[error("memory region is empty or its addresses wrap around")]
+    BadRegion,
+    #[error("memory region wants {wanted_bytes} bytes of a file of {file_bytes}")]
+    BeyondFile { wanted_bytes: u64, file_bytes: u64 },
+    #[error("memory region cannot be mapped: {0}")]
+    Map(String),
+    #[error("memory regions overlap")]
+    Overlap,
+    #[error("more than {MAX_MEM_SLOTS} memory regions")]
+    TooMany,
+    #[error("no such memory region")]
+    Unknown,
+}
+
+/// One shared region and where the front end itself has it mapped.
+#[derive(Debug)]
+struct Region {
+    guest_addr: u64,
+    user_addr: u64,
+    size_bytes: u64,
+    mapping: Arc<GuestRegionMmap<()>>,
+}
+
+/// The regions of one session. Vring addresses arrive as addresses of the front end's own process.
+#[derive(Debug, Default)]
+pub struct MemoryTable {
+    regions: Vec<Region>,
+}
+
+impl MemoryTable {
+    /// A table of all `regions`, each with its descriptor; the order does not matter.
+    ///
+    /// # Errors
+    /// When a region is empty, wraps, overlaps another, reaches past its file or cannot be mapped.
+    pub fn new(regions: Vec<(VhostUserMemoryRegion, OwnedFd)>) -> Result<Self, MemoryError> {
+        let mut table = Self::default();
+        for (region, fd) in regions {
+            table.add(&region, fd)?;
+        }
+        Ok(table)
+    }
+
+    /// Maps one more region.
+    ///
+    /// # Errors
+    /// As for [`MemoryTable::new`].
+    pub fn add(&mut self, region: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<(), MemoryError> {
+        if self.regions.len() >= MAX_MEM_SLOTS {
+            return Err(MemoryError::TooMany);
+        }
+        let added = Region::map(region, fd)?;
+        let overlaps = |r: &Region| {
+            added.guest_addr < r.guest_addr + r.size_bytes
+                && r.guest_addr < added.guest_addr + added.size_bytes
+        };
+        if self.regions.iter().any(overlaps) {
+            return Err(MemoryError::Overlap);
+        }
+        self.regions.push(added);
+        Ok(())
+    }
+
+    /// Forgets one region.
+    ///
+    /// # Errors
+    /// When no region has these addresses.
+    pub fn remove(&mut self, region: &VhostUserMemoryRegion) -> Result<(), MemoryError> {
+        let VhostUserMemoryRegion {
+            guest_phys_addr,
+            user_addr,
+            memory_size,
+            ..
+        } = *region;
+        let at = self
+            .regions
+            .iter()
+            .position(|r| {
+                (r.guest_addr, r.user_addr, r.size_bytes) == (guest_phys_addr, user_addr, memory_size)
+            })
+            .ok_or(MemoryError::Unknown)?;
+        self.regions.swap_remove(at);
+        Ok(())
+    }
+
+    /// The guest physical address of an address in the front end's process.
+    #[must_use]
+    pub fn guest_address(&self, user_addr: u64) -> Option<GuestAddress> {
+        self.regions.iter().find_map(|r| {
+            let offset = user_addr.checked_sub(r.user_addr)?;
+            (offset < r.size_bytes).then(|| GuestAddress(r.guest_addr + offset))
+        })
+    }
+
+    /// The mapped memory for the data path; `None` while there is no region.
+    ///
+    /// # Errors
+    /// When regions overlap.
+    pub fn mem(&self) -> Result<Option<Arc<Mem>>, MemoryError> {
+        if self.regions.is_empty() {
+            return Ok(None);
+        }
+        let mut sorted: Vec<_> = self.regions.iter().map(|r| Arc::clone(&r.mapping)).collect();
+        sorted.sort_by_key(|mapping| mapping.start_addr());
+        let mem = Mem::from_arc_regions(sorted).map_err(|_| MemoryError::Overlap)?;
+        Ok(Some(Arc::new(mem)))
+    }
+}
+
+impl Region {
+    fn map(region: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<Self, MemoryError> {
+        let VhostUserMemoryRegion {
+            guest_phys_addr,
+            memory_size,
+            user_addr,
+            mmap_offset,
+        } = *region;
+        let ends = [guest_phys_addr, user_addr, mmap_offset].map(|start| start.checked_add(memory_size));
+        let [Some(_), Some(_), Some(wanted_bytes)] = ends else {
+            return Err(MemoryError::BadRegion);
+        };
+        let size = usize::try_from(memory_size).map_err(|_| MemoryError::BadRegion)?;
+        if size == 0 {
+            return Err(MemoryError::BadRegion);
+        }
+        // A mapping that reaches past its file would end the whole process with SIGBUS on first use.
+        let stat = fstat(&fd).map_err(|e| MemoryError::Map(e.to_string()))?;
+        let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        if file_bytes < wanted_bytes {
+            return Err(MemoryError::BeyondFile {
+                wanted_bytes,
+                file_bytes,
+            });
+        }
+        let mapping = MmapRegion::from_file(FileOffset::new(File::from(fd), mmap_offset), size)
+            .map_err(|e| MemoryError::Map(e.to_string()))?;
+        let mapping =
+            GuestRegionMmap::new(mapping, GuestAddress(guest_phys_addr)).ok_or(MemoryError::BadRegion)?;
+        Ok(Self {
+            guest_addr: guest_phys_addr,
+            user_addr,
+            size_bytes: memory_size,
+            mapping: Arc::new(mapping),
+        })
+    }
+}
+
+/// A piece of guest memory as the host's system calls see it. The guest may change it at any time,
+/// so it is copied before it is looked at, and only by volatile access.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub struct HostSlice(libc::iovec);
+
+impl HostSlice {
+    /// Adds the host slices of `len` bytes at `addr` to `out`, split where regions meet.
+    /// `None` when any byte of them is not memory of the guest.
+    #[must_use]
+    pub fn resolve(mem: &Mem, addr: GuestAddress, len: usize, out: &mut Vec<HostSlice>) -> Option<()> {
+        for slice in mem.get_slices(addr, len) {
+            let slice = slice.ok()?;
+            let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+            out.push(Self(libc::iovec {
+                iov_base,
+                iov_len: slice.len(),
+            }));
+        }
+        Some(())
+    }
+
+    /// A slice of the backend's own memory.
+    ///
+    /// # Safety
+    /// `buffer` must stay valid and unmoved for as long as the slice is used.
+    #[must_use]
+    pub unsafe fn of_buffer(buffer: *mut u8, len: usize) -> Self {
+        Self(libc::iovec {
+            iov_base: buffer.cast(),
+            iov_len: len,
+        })
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether the slice has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iov_len == 0
+    }
+
+    /// Whether address and length are multiples of these alignments (powers of two).
+    #[must_use]
+    pub fn is_aligned(&self, addr_align: usize, len_align: usize) -> bool {
+        self.0.iov_base.addr() & (addr_align - 1) == 0 && self.0.iov_len & (len_align - 1) == 0
+    }
+
+    /// Splits off the first `at` bytes; `at` is clamped to the length.
+    #[must_use]
+    pub fn split(self, at: usize) -> (Self, Self) {
+        let at = at.min(self.len());
+        let first = libc::iovec {
+            iov_base: self.0.iov_base,
+            iov_len: at,
+        };
+        let rest = libc::iovec {
+            iov_base: self.0.iov_base.cast::<u8>().wrapping_add(at).cast(),
+            iov_len: self.len() - at,
+        };
+        (Self(first), Self(rest))
+    }
+
+    /// Copies as many bytes as fit into `to` and returns their number.
+    pub fn copy_to(&self, to: &mut [u8]) -> usize {
+        self.volatile().copy_to(to)
+    }
+
+    /// Copies as many bytes as fit from `from` and returns their number.
+    pub fn copy_from(&self, from: &[u8]) -> usize {
+        let len = from.len().min(self.len());
+        self.volatile().copy_from(&from[..len]);
+        len
+    }
+
+    fn volatile(&self) -> VolatileSlice<'_> {
+        // SAFETY: the slice came from mapped guest memory that its virtqueue keeps mapped, or from a
+        // buffer that outlives it (`of_buffer`); were it unmapped, the access would fault.
+        unsafe { VolatileSlice::new(self.0.iov_base.cast(), self.0.iov_len) }
+    }
+}
+
+/// Total bytes of `slices`.
+#[must_use]
+pub fn total_len(slices: &[HostSlice]) -> usize {
+    slices.iter().map(HostSlice::len).sum()
+}
+
+/// Copies from `slices`, after the first `skip` bytes, into `to`; returns the bytes copied.
+pub fn gather(slices: &[HostSlice], mut skip: usize, to: &mut [u8]) -> usize {
+    let mut copied = 0;
+    for slice in slices {
+        let (skipped, rest) = slice.split(skip);
+        skip -= skipped.len();
+        copied += rest.copy_to(&mut to[copied..]);
+    }
+    copied
+}
+
+/// Copies `from` into `slices` after their first `skip` bytes; returns the bytes copied.
+pub fn scatter(slices: &[HostSlice], mut skip: usize, from: &[u8]) -> usize {
+    let mut copied = 0;
+    for slice in slices {
+        let (skipped, rest) = slice.split(skip);
+        skip -= skipped.len();
+        copied += rest.copy_from(&from[copied..]);
+    }
+    copied
+}

@@ -1,0 +1,231 @@
+//! Starts everything in the one right order, and stops it again.
+//!
+//! Order of the start: image open and locked, engines made, threads running, and only then sockets: a front end
+//! that could connect too early might be lost for good (QEMU 7.2 does not come back from a failed handshake).
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::args::{Config, EndpointConfig, GuestConfig};
+use crate::disk::Disk;
+use crate::engine::{Engine, EngineKind, SyncEngine, UringEngine};
+use crate::error::StartError;
+use crate::guest::Guest;
+use crate::limits::{SERIAL_BYTES, STOP_DEADLINE_SECONDS};
+use crate::session::Offer;
+use crate::shared::Shared;
+use crate::socket::{Endpoint, Listener};
+use crate::worker::{Mail, Worker, WorkerConfig};
+
+/// What every serial begins with: the guest helper finds its disk by it.
+const SERIAL_PREFIX: &str = "receiptdisk";
+
+/// Serves until SIGTERM or SIGINT; then every request taken is answered and the image synced.
+///
+/// # Errors
+/// See [`StartError`]; before the first guest could connect, but for a failed last sync.
+pub fn serve(config: &Config) -> Result<(), StartError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(system("cannot watch for signals"))?;
+    let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|error| system("cannot make an eventfd")(error.into()))?;
+    let disk = Disk::open(&config.disk)?;
+    let engines = make_engines(config)?;
+    let shared = Shared::new(disk, config.guests.len()).map_err(system("cannot make an eventfd"))?;
+    let shared = Arc::new(shared);
+
+    let syncer = start_syncer(&shared)?;
+    let workers = start_workers(config, &shared, engines)?;
+    let guests = bind_guests(config)?;
+    announce(config, &shared);
+    thread::scope(|scope| {
+        for guest in &guests {
+            scope.spawn(|| guest.serve(&shared, stop.as_fd()));
+        }
+        let signal = signals.forever().next();
+        log::info!("event=stopping signal={}", signal.unwrap_or(SIGTERM));
+        start_stop_deadline();
+        // Nobody reads it: it stays readable for every thread.
+        if let Err(error) = rustix::io::write(&stop, &1u64.to_ne_bytes()) {
+            log::error!("event=stop-failed error=\"{error}\"");
+            std::process::exit(1);
+        }
+    });
+    for index in 0..workers.len() {
+        shared.mailbox(index).send(Mail::Exit);
+    }
+    workers.into_iter().for_each(join);
+    shared.syncer.stop();
+    join(syncer);
+    drop(guests);
+    shared.disk.sync().map_err(system("cannot sync the image"))?;
+    log::info!("event=stopped");
+    Ok(())
+}
+
+fn system(doing: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |error| StartError::System { doing, error }
+}
+
+/// One engine a guest; io_uring unless it is forbidden here or not wanted.
+fn make_engines(config: &Config) -> Result<Vec<Engine>, StartError> {
+    let mut kind = config.engine.unwrap_or(EngineKind::IoUring);
+    let mut engines = Vec::new();
+    for _ in &config.guests {
+        if kind == EngineKind::IoUring {
+            match UringEngine::new() {
+                Ok(engine) => {
+                    engines.push(Engine::Uring(Box::new(engine)));
+                    continue;
+                }
+                Err(error) if config.engine.is_some() => return Err(StartError::NoIoUring(error)),
+                Err(error) => {
+                    log::warn!("event=no-io-uring error=\"{error}\" using=sync");
+                    kind = EngineKind::Sync;
+                }
+            }
+        }
+        engines.push(Engine::Sync(SyncEngine::default()));
+    }
+    Ok(engines)
+}
+
+fn start_syncer(shared: &Arc<Shared>) -> Result<JoinHandle<()>, StartError> {
+    let shared = Arc::clone(shared);
+    let builder = thread::Builder::new().name("syncer".into());
+    builder
+        .spawn(move || shared.run_syncer())
+        .map_err(system("cannot start a thread"))
+}
+
+fn start_workers(
+    config: &Config,
+    shared: &Arc<Shared>,
+    engines: Vec<Engine>,
+) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let start = |(index, (guest, engine)): (usize, (&GuestConfig, Engine))| {
+        let worker = WorkerConfig {
+            index,
+            guest: guest.name.clone(),
+            role: guest.role,
+            reads: guest.reads,
+            serial: serial(index, &guest.name),
+        };
+        let shared = Arc::clone(shared);
+        let builder = thread::Builder::new().name(format!("worker-{}", guest.name));
+        builder
+            .spawn(move || run_worker(worker, shared, engine))
+            .map_err(system("cannot start a thread"))
+    };
+    config.guests.iter().zip(engines).enumerate().map(start).collect()
+}
+
+fn run_worker(config: WorkerConfig, shared: Arc<Shared>, engine: Engine) {
+    let guest = config.guest.clone();
+    if let Err(error) = Worker::new(config, shared, engine).and_then(Worker::run) {
+        // Without it the guest would hang and nobody would know.
+        log::error!("guest={guest} event=worker-failed error=\"{error}\"");
+        std::process::exit(1);
+    }
+}
+
+fn bind_guests(config: &Config) -> Result<Vec<Guest>, StartError> {
+    let bind = |(worker, guest): (usize, &GuestConfig)| {
+        let endpoint = match &guest.endpoint {
+            EndpointConfig::Connect(path) => Endpoint::Connect(path.clone()),
+            EndpointConfig::Listen(path) => Endpoint::Listen(Listener::bind(path, guest.access)?),
+            EndpointConfig::ListenFd(fd) => Endpoint::Listen(open_listener(*fd)?),
+        };
+        let offer = Offer {
+            role: guest.role,
+            queues: config.queues,
+            queue_size: config.queue_size,
+        };
+        Ok(Guest {
+            name: guest.name.clone(),
+            endpoint,
+            offer,
+            worker,
+        })
+    };
+    config.guests.iter().enumerate().map(bind).collect()
+}
+
+/// A listening socket that the parent process has left open as descriptor `fd`.
+fn open_listener(fd: i32) -> Result<Listener, StartError> {
+    let bad = || StartError::Usage(format!("--fd {fd}: not an open, listening unix socket"));
+    let target = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|_| bad())?;
+    if fd <= 2 || !target.to_string_lossy().starts_with("socket:") {
+        return Err(bad());
+    }
+    // SAFETY: the descriptor is open (checked above) and the parent handed it over for this use;
+    // nothing else in this process owns it.
+    let socket = UnixListener::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    Listener::from_open(socket).map_err(|_| bad())
+}
+
+/// At most [`SERIAL_BYTES`] bytes, different for each guest: names hold no `~`.
+fn serial(index: usize, name: &str) -> Vec<u8> {
+    let room = SERIAL_BYTES - SERIAL_PREFIX.len() - 1;
+    let short = if name.len() <= room {
+        name.to_owned()
+    } else {
+        let suffix = format!("~{index}");
+        format!("{}{suffix}", &name[..room.saturating_sub(suffix.len())])
+    };
+    format!("{SERIAL_PREFIX}-{short}").into_bytes()
+}
+
+fn announce(config: &Config, shared: &Shared) {
+    let disk = &shared.disk;
+    log::info!(
+        "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={}",
+        config.disk.path.display(),
+        disk.capacity_bytes(),
+        disk.cache(),
+        disk.logical_block_bytes(),
+        config.guests.len()
+    );
+}
+
+/// A disk that hangs must not keep the process for ever.
+fn start_stop_deadline() {
+    thread::spawn(|| {
+        thread::sleep(Duration::from_secs(STOP_DEADLINE_SECONDS));
+        log::error!("event=stop-timed-out seconds={STOP_DEADLINE_SECONDS} requests are still in flight");
+        std::process::exit(1);
+    });
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        log::error!("event=thread-panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serials_fit_begin_alike_and_differ() {
+        let names = ["issuer", "front", "a-long-guest-name-1", "a-long-guest-name-2"];
+        let serials: Vec<_> = names
+            .iter()
+            .enumerate()
+            .map(|(index, name)| serial(index, name))
+            .collect();
+        for (at, serial) in serials.iter().enumerate() {
+            assert!(serial.len() <= SERIAL_BYTES && serial.starts_with(SERIAL_PREFIX.as_bytes()));
+            assert!(!serials[..at].contains(serial));
+        }
+        assert_eq!(serials[0], b"receiptdisk-issuer");
+    }
+}

@@ -1,0 +1,146 @@
+//! Where front ends come from: a socket that is listened on, or one that QEMU listens on.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::error::StartError;
+
+/// Who may connect, besides the backend's own user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SocketAccess {
+    /// Permission bits; 0600 if not given.
+    pub mode: Option<u32>,
+    /// Owning group.
+    pub group_id: Option<u32>,
+}
+
+/// Source of a guest's connections.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// The backend listens, QEMU connects.
+    Listen(Listener),
+    /// QEMU listens (`server=on`), the backend connects.
+    Connect(PathBuf),
+}
+
+impl Endpoint {
+    /// A connection if there is one to be had now.
+    ///
+    /// # Errors
+    /// When the process lacks the means, not when the front end is away.
+    pub fn next_stream(&self) -> io::Result<Option<UnixStream>> {
+        let stream = match self {
+            Self::Listen(listener) => listener.socket.accept().map(|(stream, _)| stream),
+            Self::Connect(path) => UnixStream::connect(path),
+        };
+        match stream {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::NotFound => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+/// A listening socket whose path goes away with it, or one that was handed over open.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    made: Option<(PathBuf, u64)>,
+}
+
+impl Listener {
+    /// Listens at `path`; the socket file of a dead process is replaced.
+    ///
+    /// # Errors
+    /// When another process listens there, something else is in the way, or the folder forbids it.
+    pub fn bind(path: &Path, access: SocketAccess) -> Result<Self, StartError> {
+        let failed = |error| StartError::Socket {
+            path: path.into(),
+            error,
+        };
+        remove_stale(path)?;
+        let socket = UnixListener::bind(path).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let inode = fs::symlink_metadata(path).map_err(failed)?.st_ino();
+        let listener = Self {
+            socket,
+            made: Some((path.into(), inode)),
+        };
+        if let Some(group_id) = access.group_id {
+            std::os::unix::fs::chown(path, None, Some(group_id)).map_err(failed)?;
+        }
+        let mode = access.mode.unwrap_or(0o600);
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+        Ok(listener)
+    }
+
+    /// Listens on a socket that another process opened.
+    ///
+    /// # Errors
+    /// When it cannot be made non-blocking.
+    pub fn from_open(socket: UnixListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, made: None })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some((path, inode)) = &self.made
+            && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.st_ino() == *inode)
+            && let Err(error) = fs::remove_file(path)
+        {
+            log::warn!("event=left-behind socket={} error=\"{error}\"", path.display());
+        }
+    }
+}
+
+/// Removes a socket file on which nobody listens any more.
+fn remove_stale(path: &Path) -> Result<(), StartError> {
+    let failed = |error| StartError::Socket {
+        path: path.into(),
+        error,
+    };
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(StartError::SocketNotASocket { path: path.into() });
+    }
+    if is_live(path).map_err(failed)? {
+        return Err(StartError::SocketLive { path: path.into() });
+    }
+    fs::remove_file(path).map_err(failed)
+}
+
+/// Whether somebody listens; a full backlog is a listener too.
+fn is_live(path: &Path) -> io::Result<bool> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&probe, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(rustix::io::Errno::AGAIN) => Ok(true),
+        Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => Ok(false),
+        // A datagram socket, as QEMU makes for networks.
+        Err(rustix::io::Errno::PROTOTYPE) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
