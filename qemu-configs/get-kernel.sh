@@ -9,7 +9,7 @@
 #
 # Environment: RECEIPTDISK_KERNEL_DIR=DIR uses a folder of that shape instead of downloading.
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 kernel_dir=$build_dir/kernel/current

@@ -12,7 +12,7 @@
 # input only prints, and the bytes are the same on every machine with the same kernel and busybox. Boot it with the kernel
 # that get-kernel.sh prints; what the guest does is told by the kernel command line: see guest-init.
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 added=() modules=(virtio_pci virtio_blk virtio_net) out=

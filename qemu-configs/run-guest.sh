@@ -28,7 +28,7 @@
 #   --die-with-parent       kill QEMU when the process that started it dies (a program's thread counts as the process)
 #   --print                 print the machine and the QEMU line instead of starting it
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name='' disk='' config='' run_dir=/run/receiptdisk socket='' accel=${RECEIPTDISK_ACCEL:-auto} memory='' cpus=''

@@ -1,0 +1,347 @@
+#!/usr/bin/env bash
+# demo.sh: two virtual machines, one disk between them, a receipt by its path. One command, no questions.
+#
+# Usage: qemu-configs/demo.sh [--receipts N] [--accel auto|kvm|tcg] [--keep]
+#
+#   --receipts N   how many receipts are issued (default 100)
+#   --accel KIND   see run-guest.sh (default auto)
+#   --keep         keep the disk image and the logs, and say where they are
+#
+# Installs what is missing with apt-get, builds, draws N receipts, boots the issuer and the front guest, stores the receipts
+# in the one, sends only their paths to the other over the network, reads them there by path and compares every byte. The
+# pictures that the front guest read are left in build/demo/received. Exit status 0 means: all N identical, and at most 100
+# bytes of payload a receipt on the network. Ctrl-C at any moment stops and removes everything.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+receipts=100 accel=${RECEIPTDISK_ACCEL:-auto} keep=''
+demo_dir=$build_dir/demo
+run_dir=''
+port=9000
+declare -A pid_of=() input_of=()
+command_number=0
+
+parse_arguments() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --help | -h) print_header_comment "$0"; exit 0 ;;
+            --keep) keep=yes; shift; continue ;;
+            --receipts | --accel) [ $# -ge 2 ] || usage_error "$1 needs a value" ;;
+            *) usage_error "unknown option $1" ;;
+        esac
+        case $1 in
+            --receipts) receipts=$2 ;;
+            --accel) accel=$2 ;;
+        esac
+        shift 2
+    done
+    [[ $receipts =~ ^[1-9][0-9]{0,3}$ ]] || usage_error "--receipts wants a number from 1 to 9999, not $receipts"
+    case $accel in auto | kvm | tcg) ;; *) usage_error "--accel is auto, kvm or tcg, not $accel" ;; esac
+}
+
+# ---- processes: each is known by its id, and none outlives this script ----
+
+stop() {
+    local name=$1 pid=${pid_of[$1]-} tries
+    [ -n "$pid" ] || return 0
+    unset "pid_of[$name]"
+    kill -TERM "$pid" 2>/dev/null || true
+    for tries in {1..50}; do
+        kill -0 "$pid" 2>/dev/null || break
+        [ "$tries" != 50 ] || kill -KILL "$pid" 2>/dev/null || true
+        sleep 0.1
+    done
+    wait "$pid" 2>/dev/null || true
+}
+
+clean_up() {
+    local status=$? name
+    trap - EXIT
+    trap '' INT TERM HUP
+    # The guests first: they go on only as long as the backend is there.
+    for name in issuer front backend; do stop "$name"; done
+    if [ -n "$run_dir" ] && [ -n "$keep" ]; then
+        say "kept: $demo_dir/receipts.img and the logs in $run_dir"
+    else
+        rm -rf "$run_dir" "$demo_dir"/{receipts.img,receipts.img.receiptdisk,in.raw,out.raw}
+    fi
+    exit "$status"
+}
+
+# fail NAME MESSAGE: with the end of what NAME said, which is where the reason stands.
+fail() {
+    local name=$1 log
+    shift
+    for log in "$run_dir/$name.err" "$run_dir/$name.log"; do
+        [ ! -s "$log" ] || { say "--- end of $name's ${log##*.}:"; tail -n 15 "$log" >&2; }
+    done
+    say "demo.sh: $*"
+    exit 1
+}
+
+check_alive() {
+    local name
+    for name in "${!pid_of[@]}"; do
+        kill -0 "${pid_of[$name]}" 2>/dev/null || fail "$name" "$name ended before its time"
+    done
+}
+
+# await SECONDS COMMAND...: until the command succeeds. Fails after the time, or at once if a process has died.
+await() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        check_alive
+        [ "$SECONDS" -lt "$deadline" ] || return 1
+        sleep 0.1
+    done
+}
+
+# ---- what the demo is made of ----
+
+phase() {
+    say "[$((SECONDS))s] $*"
+}
+
+install_missing() {
+    phase "looking for what is needed"
+    [ "$(uname -m)" = x86_64 ] || die "this demo runs on x86-64 hosts"
+    command -v cargo >/dev/null || die "cargo is missing; install Rust 1.88 or newer (https://rustup.rs), then start again"
+    need gcc cc
+    need libc6-dev /usr/lib/x86_64-linux-gnu/libc.a
+    need qemu-system-x86 qemu-system-x86_64
+    need fonts-noto-cjk /usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc
+    need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf
+}
+
+build() {
+    local target quiet=()
+    phase "building in release mode (the first time takes minutes)"
+    cd "$repo_dir"
+    target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+    # Progress is worth showing where there is much to build.
+    [ ! -x "$target/release/receiptdisk-backend" ] || quiet=(--quiet)
+    cargo build "${quiet[@]}" --release -p receiptdisk-backend
+    cargo build "${quiet[@]}" --release -p receipt --features render --bin receipt-render
+    # Static, because the guest has no libraries. With --target the flag does not reach build scripts and macros.
+    RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo build "${quiet[@]}" --release --target x86_64-unknown-linux-gnu -p receipt --bin receipt
+    backend_program=$target/release/receiptdisk-backend
+    render_program=$target/release/receipt-render
+    receipt_program=$target/x86_64-unknown-linux-gnu/release/receipt
+    kernel_dir=$("$configs_dir/get-kernel.sh")
+    initramfs=$("$configs_dir/make-initramfs.sh" --receipt "$receipt_program" \
+        --add "$configs_dir/guest-issue:/bin/guest-issue" --add "$configs_dir/guest-show:/bin/guest-show")
+}
+
+# Two demos at once would overwrite each other's files.
+take_lock() {
+    mkdir -p "$build_dir"
+    exec {lock}> "$build_dir/demo.lock"
+    flock -n "$lock" || die "another demo is running in $build_dir; wait for it, or set RECEIPTDISK_BUILD_DIR"
+}
+
+# The pictures, and two private disks: a tar archive into the issuer guest, an empty place for one out of the front guest.
+prepare() {
+    phase "drawing $receipts receipts"
+    rm -rf "$demo_dir"
+    mkdir -p "$demo_dir/issued" "$demo_dir/received"
+    "$render_program" --sample "$receipts" > "$demo_dir/receipts.csv"
+    "$render_program" --csv "$demo_dir/receipts.csv" --out "$demo_dir/issued" > "$demo_dir/issued.paths"
+    tar -C "$demo_dir/issued" -cf "$demo_dir/in.raw" .
+    archive_mib=$(($(stat -c %s "$demo_dir/in.raw") / 1048576 + 1))
+    truncate -s "${archive_mib}M" "$demo_dir/in.raw"
+    truncate -s "$((archive_mib + 1))M" "$demo_dir/out.raw"
+    picture_bytes=$(find "$demo_dir/issued" -name '*.png' -printf '%s\n' | awk '{sum += $1} END {print sum}')
+}
+
+sockets_there() {
+    [ -S "$run_dir/issuer.sock" ] && [ -S "$run_dir/front.sock" ]
+}
+
+start_backend() {
+    local size_mib=$((archive_mib * 2 < 256 ? 256 : archive_mib * 2))
+    phase "starting the backend: one image of $size_mib MiB, one writer, one reader"
+    setpriv --pdeathsig TERM "$backend_program" serve --image "$demo_dir/receipts.img" --create "${size_mib}M" \
+        --guest "name=issuer,socket=$run_dir/issuer.sock,access=rw" \
+        --guest "name=front,socket=$run_dir/front.sock,access=ro" \
+        > "$run_dir/backend.log" 2> "$run_dir/backend.err" < /dev/null &
+    pid_of[backend]=$!
+    await 20 sockets_there || fail backend "the backend opened no sockets within 20 seconds"
+}
+
+# start_guest NAME RAW-DISK: its console is a pipe that we write to and a file that we read.
+start_guest() {
+    local name=$1 raw=$2 memory=$((224 + archive_mib * 3)) input
+    rm -f "$run_dir/$name.in"
+    mkfifo "$run_dir/$name.in"
+    exec {input}<> "$run_dir/$name.in"
+    input_of[$name]=$input
+    "$configs_dir/run-guest.sh" "$name" --run-dir "$run_dir" --accel "$guest_accel" --memory "${memory}M" --cpus 1 \
+        --kernel "$kernel_dir/vmlinuz" --initrd "$initramfs" --append receiptdisk.console=script \
+        --raw "$raw" --net pair --die-with-parent \
+        < "$run_dir/$name.in" > "$run_dir/$name.log" 2> "$run_dir/$name.err" &
+    pid_of[$name]=$!
+}
+
+guest_ready() {
+    grep -q "^receiptdisk guest $1 ready" "$run_dir/$1.log"
+}
+
+boot_guests() {
+    local name seconds=90
+    guest_accel=$1
+    start_guest issuer "$demo_dir/in.raw,receipts-in,ro"
+    start_guest front "$demo_dir/out.raw,receipts-out"
+    for name in issuer front; do
+        await "$seconds" guest_ready "$name" || return 1
+        sed -n '/accel=/p' "$run_dir/$name.err" >&2
+    done
+}
+
+# A KVM that looks right and does not boot is the one fault with a second try.
+boot() {
+    phase "booting both guests side by side"
+    if boot_guests "$accel"; then return 0; fi
+    if [ "$accel" = auto ] && grep -q accel=kvm "$run_dir/issuer.err"; then
+        say "no guest came up with KVM; trying again without"
+        stop issuer
+        stop front
+        if boot_guests tcg; then return 0; fi
+    fi
+    guest_ready issuer || fail issuer "the issuer guest did not come up within 90 seconds"
+    fail front "the front guest did not come up within 90 seconds"
+}
+
+# tell NAME COMMAND: types a command; its number and exit status come back as a line of their own.
+tell() {
+    command_number=$((command_number + 1))
+    echo "$2; echo \"@@$command_number@\" \$?" >&"${input_of[$1]}"
+}
+
+answered() {
+    grep -q "^@@$2@ " "$run_dir/$1.log"
+}
+
+# finish NAME NUMBER SECONDS WHAT: waits for the answer to command NUMBER and fails unless it is 0.
+finish() {
+    local status
+    await "$3" answered "$1" "$2" || fail "$1" "$4: no answer from the $1 guest within $3 seconds"
+    status=$(sed -n "s/^@@$2@ \([0-9]*\)$/\1/p" "$run_dir/$1.log")
+    [ "$status" = 0 ] || fail "$1" "$4: exit status $status in the $1 guest"
+}
+
+run_in() {
+    tell "$1" "$2"
+    finish "$1" "$command_number" "$3" "$2"
+}
+
+result() {
+    sed -n "s/^result $2=\([0-9]*\)$/\1/p" "$run_dir/$1.log" | tail -n 1
+}
+
+# True once the front guest has finished; shows on the way how far it is.
+shown_all() {
+    local count
+    count=$(grep -c '^[0-9/]*/[A-Za-z0-9_-]*\.png$' "$run_dir/front.log" || true)
+    if [ -t 2 ]; then
+        printf '\r      %s of %s receipts read in the front guest' "$count" "$receipts" >&2
+    elif [ "$count" -ge $((shown_before + (receipts + 3) / 4)) ]; then
+        shown_before=$count
+        say "      $count of $receipts receipts read in the front guest"
+    fi
+    answered front "$front_command"
+}
+
+transfer() {
+    local seconds=$((60 + receipts)) issuer_command
+    run_in issuer "receipt format" 60
+    phase "storing in the issuer guest, sending only the paths, reading in the front guest"
+    shown_before=0
+    tell front "guest-show $port"
+    front_command=$command_number
+    # The front guest listens before the issuer guest calls.
+    await 20 grep -qx listening "$run_dir/front.log" || fail front "the front guest does not listen on port $port"
+    tell issuer "guest-issue 192.168.77.2 $port"
+    issuer_command=$command_number
+    await "$seconds" shown_all || true
+    [ ! -t 2 ] || echo >&2
+    finish issuer "$issuer_command" 30 "storing the receipts"
+    finish front "$front_command" 30 "reading the receipts"
+}
+
+power_off() {
+    local name
+    for name in issuer front; do
+        echo exit >&"${input_of[$name]}"
+    done
+    # A guest that does not go by itself is stopped; it has nothing left to do.
+    for _ in {1..50}; do
+        kill -0 "${pid_of[issuer]}" 2>/dev/null || kill -0 "${pid_of[front]}" 2>/dev/null || break
+        sleep 0.1
+    done
+    for name in issuer front backend; do stop "$name"; done
+}
+
+# ---- the verdict ----
+
+compare() {
+    phase "comparing every byte"
+    tar -C "$demo_dir/received" -xf "$demo_dir/out.raw"
+    (cd "$demo_dir/issued" && find . -type f -print0 | sort -z | xargs -0 sha256sum) > "$demo_dir/issued.sha256"
+    # sha256sum fails if one picture differs; the count says how many do not.
+    (cd "$demo_dir/received" && LC_ALL=C sha256sum --check "$demo_dir/issued.sha256" 2>/dev/null) > "$demo_dir/verdicts" || true
+    identical=$(grep -c ': OK$' "$demo_dir/verdicts" || true)
+}
+
+row() {
+    printf '  %-46s %14s  %s\n' "$1" "$2" "${3-}"
+}
+
+per_receipt() {
+    awk -v total="$1" -v count="$receipts" 'BEGIN {printf "%.1f a receipt", total / count}'
+}
+
+report() {
+    local payload sent answered milliseconds base64
+    payload=$(result issuer payload) sent=$(result issuer sent) answered=$(result front answered)
+    milliseconds=$(result issuer milliseconds)
+    base64=$((picture_bytes * 4 / 3))
+    echo
+    row "receipts issued" "$receipts"
+    row "identical in the front guest (SHA-256)" "$identical"
+    row "bytes of the pictures" "$picture_bytes" "$(per_receipt "$picture_bytes")"
+    row "bytes by disk, written by the issuer guest" "$(result issuer written)"
+    row "bytes by disk, read by the front guest" "$(result front read)"
+    row "bytes by network, payload (the paths)" "$payload" "$(per_receipt "$payload")"
+    row "bytes by network, on the wire, both ways" "$((sent + answered))" "$(per_receipt $((sent + answered)))"
+    row "for comparison: the pictures in base64" "$base64" "$(per_receipt "$base64") (calculated)"
+    row "milliseconds from first put to last get" "$milliseconds" "$(awk -v ms="$milliseconds" -v count="$receipts" 'BEGIN {printf "%.1f receipts a second", count * 1000 / ms}')"
+    row "seconds for the whole demo" "$SECONDS"
+    echo
+    [ "$identical" = "$receipts" ] || die "only $identical of $receipts receipts are identical"
+    [ "$payload" -le $((receipts * 100)) ] || die "$payload bytes of payload are more than 100 a receipt"
+    echo "$identical of $receipts receipts identical. Look at them: $demo_dir/received"
+}
+
+main() {
+    parse_arguments "$@"
+    take_lock
+    trap clean_up EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    install_missing
+    build
+    prepare
+    run_dir=$(mktemp -d "${TMPDIR:-/tmp}/receiptdisk.XXXXXX")
+    start_backend
+    boot
+    transfer
+    power_off
+    compare
+    report
+}
+
+main "$@"
