@@ -14,6 +14,9 @@ use crate::memory::{HostSlice, Mem};
 /// Bytes of one descriptor.
 const DESCRIPTOR_BYTES: u32 = 16;
 
+/// Descriptors that indices of 16 bits can reach.
+const MAX_TABLE_DESCRIPTORS: u32 = 1 << 16;
+
 /// Why a chain cannot be used at all. Its head is given back with no bytes written.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -24,8 +27,8 @@ pub enum ChainError {
     TableOutside,
     #[error("buffer is outside guest memory")]
     BufferOutside,
-    #[error("chain has a loop or more than {MAX_CHAIN_DESCRIPTORS} descriptors")]
-    TooLong,
+    #[error("chain has a loop")]
+    Loop,
     #[error("readable descriptor after a writable one")]
     ReadableAfterWritable,
     #[error("indirect table of {0} bytes")]
@@ -52,6 +55,9 @@ pub struct Chain {
     pub readable: Vec<HostSlice>,
     /// Bytes for the device to write, in order.
     pub writable: Vec<HostSlice>,
+    /// Whether there were more than [`MAX_CHAIN_DESCRIPTORS`]: then only the last buffers are here,
+    /// to find the status byte with which the request is refused.
+    pub is_too_long: bool,
 }
 
 impl Chain {
@@ -62,23 +68,37 @@ impl Chain {
     pub fn walk(&mut self, mem: &Mem, ring: DescriptorTable, head: u16) -> Result<(), ChainError> {
         self.readable.clear();
         self.writable.clear();
+        self.is_too_long = false;
         let mut table = ring;
         let mut index = head;
-        let mut budget = ring.size.min(MAX_CHAIN_DESCRIPTORS);
+        let mut count = 0;
         loop {
-            budget = budget.checked_sub(1).ok_or(ChainError::TooLong)?;
+            count += 1;
+            if count > table.size {
+                return Err(ChainError::Loop);
+            }
             let descriptor = table.read(mem, index)?;
             if descriptor.refers_to_indirect_table() {
                 table = table.enter(&descriptor)?;
-                index = 0;
-                budget = table.size;
+                (index, count) = (0, 0);
                 continue;
+            }
+            if count > MAX_CHAIN_DESCRIPTORS {
+                self.forget_all_but(&descriptor);
             }
             self.add(mem, &descriptor)?;
             if !descriptor.has_next() {
                 return Ok(());
             }
             index = descriptor.next();
+        }
+    }
+
+    fn forget_all_but(&mut self, descriptor: &Descriptor) {
+        self.is_too_long = true;
+        self.readable.clear();
+        if descriptor.is_write_only() {
+            self.writable.clear();
         }
     }
 
@@ -116,8 +136,8 @@ impl DescriptorTable {
         if !len.is_multiple_of(DESCRIPTOR_BYTES) || size == 0 {
             return Err(ChainError::BadIndirectLength(len));
         }
-        if size > MAX_CHAIN_DESCRIPTORS {
-            return Err(ChainError::TooLong);
+        if size > MAX_TABLE_DESCRIPTORS {
+            return Err(ChainError::BadIndirectLength(len));
         }
         Ok(Self {
             address: descriptor.addr().0,

@@ -123,7 +123,7 @@ impl Request {
 
 fn parse_operation(chain: &mut Chain, capacity_bytes: u64) -> Result<Operation, Status> {
     let mut header = [0; HEADER_BYTES];
-    if gather(&chain.readable, 0, &mut header) < HEADER_BYTES {
+    if chain.is_too_long || gather(&chain.readable, 0, &mut header) < HEADER_BYTES {
         return Err(Status::IoErr);
     }
     let [t0, t1, t2, t3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
