@@ -73,11 +73,11 @@ impl Chain {
         let mut index = head;
         let mut count = 0;
         loop {
+            let descriptor = table.read(mem, index)?;
             count += 1;
             if count > table.size {
                 return Err(ChainError::Loop);
             }
-            let descriptor = table.read(mem, index)?;
             if descriptor.refers_to_indirect_table() {
                 table = table.enter(&descriptor)?;
                 (index, count) = (0, 0);

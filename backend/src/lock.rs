@@ -34,22 +34,24 @@ pub fn lock_image(file: &File, path: &Path, write: bool) -> Result<(), StartErro
         doing: "cannot lock it",
         error,
     };
-    let mut said = false;
-    while !try_lock(file, write).map_err(failed)? {
-        let holder = holder(file).unwrap_or_else(|| "another process".into());
-        if Instant::now() >= deadline {
-            return Err(StartError::Locked {
-                path: path.into(),
-                holder,
-            });
-        }
-        if !said {
-            log::info!("event=wait-for-lock image={} holder=\"{holder}\"", path.display());
-            said = true;
-        }
-        std::thread::sleep(RETRY_INTERVAL);
+    if try_lock(file, write).map_err(failed)? {
+        return Ok(());
     }
-    Ok(())
+    log::info!(
+        "event=wait-for-lock image={} holder=\"{}\"",
+        path.display(),
+        holder(file)
+    );
+    while Instant::now() < deadline {
+        std::thread::sleep(RETRY_INTERVAL);
+        if try_lock(file, write).map_err(failed)? {
+            return Ok(());
+        }
+    }
+    Err(StartError::Locked {
+        path: path.into(),
+        holder: holder(file),
+    })
 }
 
 /// One try: take the bytes, then look whether anybody objects; if so, give them back.
@@ -118,21 +120,23 @@ fn is_locked_by_another(file: &File, byte: i64) -> io::Result<bool> {
     Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }
 
-/// Who else has the image open with a lock on it, as far as /proc shows it.
-fn holder(file: &File) -> Option<String> {
+/// Who else has a lock on the image, as far as /proc shows it.
+fn holder(file: &File) -> String {
+    find_holder(file).unwrap_or_else(|| "another process".into())
+}
+
+fn find_holder(file: &File) -> Option<String> {
     let metadata = file.metadata().ok()?;
     let own_pid = std::process::id().to_string();
-    for process in fs::read_dir("/proc").ok()?.flatten() {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
         let pid = process.file_name().to_string_lossy().into_owned();
-        if pid == own_pid || !pid.bytes().all(|b| b.is_ascii_digit()) {
-            continue;
+        let is_other = pid != own_pid && pid.bytes().all(|b| b.is_ascii_digit());
+        if !is_other || !holds_lock(&process.path(), metadata.st_dev(), metadata.st_ino()) {
+            return None;
         }
-        if holds_lock(&process.path(), metadata.st_dev(), metadata.st_ino()) {
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some(format!("process {pid} ({})", name.trim()));
-        }
-    }
-    None
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        Some(format!("process {pid} ({})", name.trim()))
+    })
 }
 
 fn holds_lock(process: &Path, device: u64, inode: u64) -> bool {

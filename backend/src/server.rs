@@ -33,6 +33,8 @@ const SERIAL_PREFIX: &str = "receiptdisk";
 /// # Errors
 /// See [`StartError`]; before the first guest could connect, but for a failed last sync.
 pub fn serve(config: &Config) -> Result<(), StartError> {
+    // Nobody else gets at a socket between its making and its mode.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(system("cannot watch for signals"))?;
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("cannot make an eventfd")(error.into()))?;
