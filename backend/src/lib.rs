@@ -10,7 +10,7 @@
 //!
 //! and a front end's messages through these: `socket -> guest -> wire -> message -> session -> worker`.
 //!
-//! What guests may rely on (docs/ordering.md has the whole contract):
+//! What guests may rely on (docs/architecture.md says how it is kept):
 //! a read that starts after a write has completed returns that write or a later one, whichever
 //! guests they are; overlapping requests never interleave; overlapping writes are applied in the
 //! order of their admission; a completed flush covers every write completed before it was asked for; a guest
