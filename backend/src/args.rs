@@ -1,10 +1,11 @@
 //! The command line: every rule is checked here once, and what comes out is ready to use.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::control::ControlCommand;
 use crate::disk::{CacheMode, DiskOptions};
 use crate::engine::EngineKind;
 use crate::error::StartError;
@@ -34,6 +35,36 @@ pub struct Cli {
 enum Command {
     /// Serve an image to guests until SIGTERM or SIGINT
     Serve(Box<Serve>),
+    /// Ask or tell a running backend
+    Ctl(Ctl),
+}
+
+#[derive(Debug, Args)]
+struct Ctl {
+    /// The backend's control socket
+    #[arg(long, value_name = "SOCKET")]
+    control: PathBuf,
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: CtlCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum CtlCommand {
+    /// Image, guests, who may write, whether the image is poisoned
+    Status,
+    /// Counters of each guest
+    Stats,
+    /// Refuse a guest's writes; returns when those accepted before have ended and are synced
+    Fence { guest: String },
+    /// End a fence
+    Unfence { guest: String },
+    /// Make a guest the one writer; every other writer becomes a standby
+    Takeover { guest: String },
+    /// Let an image be written again after a failed sync
+    ClearPoison,
 }
 
 /// QEMU's vhost-user backend program convention: one guest without a name of its own.
@@ -85,6 +116,12 @@ struct Serve {
     /// Whether a guest's discard gives space back to the host
     #[arg(long, value_enum, default_value = "unmap")]
     discard: DiscardMode,
+    /// Listen here for `ctl`
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    /// Where roles, fences and poison are kept across restarts (default: FILE.receiptdisk)
+    #[arg(long, value_name = "STATE")]
+    state: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -134,13 +171,28 @@ pub struct Config {
     pub queue_size: u16,
     /// The engine that was asked for, if any.
     pub engine: Option<EngineKind>,
+    /// Whether several guests may write.
+    pub multi_writer: bool,
+    /// Where to listen for `ctl`.
+    pub control: Option<PathBuf>,
+    /// Where decisions are kept.
+    pub state: PathBuf,
 }
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Action {
     /// Serve guests.
-    Serve(Config),
+    Serve(Box<Config>),
+    /// Send a command to a running backend.
+    Ctl {
+        /// Its control socket.
+        socket: PathBuf,
+        /// The command.
+        command: ControlCommand,
+        /// Whether to print JSON.
+        as_json: bool,
+    },
     /// Print the capabilities.
     PrintCapabilities,
 }
@@ -152,9 +204,31 @@ impl Cli {
     /// One line that says which argument is wrong.
     pub fn into_action(self) -> Result<Action, StartError> {
         match self.command {
-            Some(Command::Serve(serve)) => serve.into_config().map(Action::Serve),
+            Some(Command::Serve(serve)) => serve.into_config().map(|config| Action::Serve(Box::new(config))),
+            Some(Command::Ctl(ctl)) => Ok(ctl.into_action()),
             None if self.convention.print_capabilities => Ok(Action::PrintCapabilities),
-            None => self.convention.into_config().map(Action::Serve),
+            None => self
+                .convention
+                .into_config()
+                .map(|config| Action::Serve(Box::new(config))),
+        }
+    }
+}
+
+impl Ctl {
+    fn into_action(self) -> Action {
+        let command = match self.command {
+            CtlCommand::Status => ControlCommand::Status,
+            CtlCommand::Stats => ControlCommand::Stats,
+            CtlCommand::Fence { guest } => ControlCommand::Fence { guest },
+            CtlCommand::Unfence { guest } => ControlCommand::Unfence { guest },
+            CtlCommand::Takeover { guest } => ControlCommand::Takeover { guest },
+            CtlCommand::ClearPoison => ControlCommand::ClearPoison,
+        };
+        Action::Ctl {
+            socket: self.control,
+            command,
+            as_json: self.json,
         }
     }
 }
@@ -185,20 +259,22 @@ impl Convention {
             reads,
         }];
         check_guests(&guests, false)?;
-        let writable = !self.read_only;
-        let disk = DiskOptions {
-            path,
-            create_bytes: None,
-            writable,
-            cache: CacheMode::Direct,
-            unmap: true,
-        };
         Ok(Config {
-            disk,
+            state: default_state(&path),
+            disk: DiskOptions {
+                path,
+                create_bytes: None,
+                writable: !self.read_only,
+                cache: CacheMode::Direct,
+                unmap: true,
+                track_dirty: false,
+            },
             guests,
             queues: MAX_QUEUES,
             queue_size: MAX_QUEUE_SIZE,
             engine: None,
+            multi_writer: false,
+            control: None,
         })
     }
 }
@@ -223,14 +299,19 @@ impl Serve {
                 "--queue-size {size}: a power of two up to {MAX_QUEUE_SIZE} is possible"
             )));
         }
+        let state = self.state.unwrap_or_else(|| default_state(&self.image));
         let disk = DiskOptions {
             path: self.image,
             create_bytes: self.create.as_deref().map(parse_size).transpose()?,
             writable: guests.iter().any(|guest| guest.role.looks_writable()),
             cache: self.cache,
             unmap: self.discard == DiscardMode::Unmap,
+            track_dirty: guests.iter().any(|guest| guest.reads == ReadMode::Durable),
         };
         Ok(Config {
+            multi_writer: self.multi_writer,
+            control: self.control,
+            state,
             disk,
             guests,
             queues: self.queues,
@@ -238,6 +319,13 @@ impl Serve {
             engine: self.io_engine,
         })
     }
+}
+
+/// The state file beside the image.
+fn default_state(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(".receiptdisk");
+    name.into()
 }
 
 fn usage(text: &str) -> StartError {

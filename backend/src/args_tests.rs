@@ -4,8 +4,8 @@ fn config(arguments: &str) -> Result<Config, String> {
     let words = std::iter::once("receiptdisk-backend").chain(arguments.split_whitespace());
     let cli = Cli::try_parse_from(words).map_err(|error| error.to_string())?;
     match cli.into_action().map_err(|error| error.to_string())? {
-        Action::Serve(config) => Ok(config),
-        Action::PrintCapabilities => Err("capabilities".into()),
+        Action::Serve(config) => Ok(*config),
+        Action::PrintCapabilities | Action::Ctl { .. } => Err("not serve".into()),
     }
 }
 

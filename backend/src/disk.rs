@@ -6,7 +6,8 @@
 //! 2. One cache mode for the whole life of the disk: direct and cached IO are never mixed.
 //! 3. After a failed sync nobody knows what is on the medium: the disk refuses writes and flushes
 //!    from then on (`poisoned`), and the sync is not tried again.
-//! 4. `synced_writes <= completed_writes`; the first `synced_writes` of the completed writes survive a host crash.
+//! 4. A completed write has a sequence number, given before its range is released. All writes up to
+//!    `synced_sequence` survive a host crash, and `synced_sequence <= completed_sequence`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -14,11 +15,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, statx};
 
+use crate::dirty::DirtyMap;
 use crate::error::StartError;
-use crate::limits::SECTOR_BYTES;
+use crate::limits::{MAX_DIRTY_RANGES, SECTOR_BYTES};
 use crate::lock::lock_image;
 use crate::order::ByteRange;
 use crate::transfer::{AlignedBuffer, Alignment, BUFFER_ALIGNMENT_BYTES};
@@ -51,6 +54,8 @@ pub struct DiskOptions {
     pub cache: CacheMode,
     /// Whether DISCARD gives space back.
     pub unmap: bool,
+    /// Whether any guest has durable reads, so that dirty ranges must be known.
+    pub track_dirty: bool,
 }
 
 /// The open image.
@@ -64,8 +69,11 @@ pub struct Disk {
     alignment: Alignment,
     unmap: bool,
     poisoned: AtomicBool,
-    completed_writes: AtomicU64,
-    synced_writes: AtomicU64,
+    poison_is_news: AtomicBool,
+    completed_sequence: AtomicU64,
+    synced_sequence: AtomicU64,
+    dirty: Option<Mutex<DirtyMap>>,
+    syncs: AtomicU64,
 }
 
 impl Disk {
@@ -120,8 +128,13 @@ impl Disk {
             alignment,
             unmap: options.unmap,
             poisoned: AtomicBool::new(false),
-            completed_writes: AtomicU64::new(0),
-            synced_writes: AtomicU64::new(0),
+            poison_is_news: AtomicBool::new(false),
+            completed_sequence: AtomicU64::new(0),
+            synced_sequence: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            dirty: options
+                .track_dirty
+                .then(|| Mutex::new(DirtyMap::new(MAX_DIRTY_RANGES))),
         })
     }
 
@@ -164,21 +177,58 @@ impl Disk {
         self.poisoned.load(Ordering::Acquire)
     }
 
-    /// Notes a write that has reached the file and is not published yet.
-    pub fn note_completed_write(&self) {
-        self.completed_writes.fetch_add(1, Ordering::AcqRel);
+    /// Syncs that have succeeded.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
     }
 
-    /// How many writes have completed up to now.
+    /// Whether a sync has failed since the last call: then that must be kept.
     #[must_use]
-    pub fn completed_writes(&self) -> u64 {
-        self.completed_writes.load(Ordering::Acquire)
+    pub fn take_poison_news(&self) -> bool {
+        self.poison_is_news.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether the first `writes` completed writes survive a host crash.
+    /// Starts as poisoned, or ends that: the operator's decision.
+    pub fn set_poisoned(&self, poisoned: bool) {
+        self.poisoned.store(poisoned, Ordering::Release);
+    }
+
+    /// Whether dirty ranges are known, so that reads can wait for them to be synced.
     #[must_use]
-    pub fn is_synced(&self, writes: u64) -> bool {
-        self.synced_writes.load(Ordering::Acquire) >= writes
+    pub fn tracks_dirty(&self) -> bool {
+        self.dirty.is_some()
+    }
+
+    /// Notes a write to `range` that has reached the file, or partly so; its range is not released yet.
+    pub fn note_completed_write(&self, range: ByteRange) {
+        let Some(dirty) = &self.dirty else {
+            self.completed_sequence.fetch_add(1, Ordering::AcqRel);
+            return;
+        };
+        // The number is given under the lock: a sync that covers it finds its range in the map.
+        let mut dirty = dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        let sequence = self.completed_sequence.fetch_add(1, Ordering::AcqRel) + 1;
+        dirty.note(range, sequence);
+    }
+
+    /// The sequence number that must be synced before a host crash can take back nothing of what
+    /// `range` holds; `None` when that is so already.
+    #[must_use]
+    pub fn unsynced_sequence(&self, range: ByteRange) -> Option<u64> {
+        self.lock_dirty()?.highest(range)
+    }
+
+    /// Whether all writes up to this sequence number survive a host crash.
+    #[must_use]
+    pub fn is_synced(&self, sequence: u64) -> bool {
+        self.synced_sequence.load(Ordering::Acquire) >= sequence
+    }
+
+    fn lock_dirty(&self) -> Option<MutexGuard<'_, DirtyMap>> {
+        self.dirty
+            .as_ref()
+            .map(|dirty| dirty.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes every write completed before the call durable. Blocks.
@@ -189,9 +239,10 @@ impl Disk {
         if self.is_poisoned() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let covered = self.completed_writes();
+        let covered = self.completed_sequence.load(Ordering::Acquire);
         let file = self.file(true);
         if let Err(error) = rustix::fs::fdatasync(file) {
+            self.poison_is_news.store(true, Ordering::Release);
             self.poisoned.store(true, Ordering::Release);
             log::error!(
                 "event=poisoned image={} error=\"{error}\" writes and flushes are refused from now on",
@@ -199,7 +250,11 @@ impl Disk {
             );
             return Err(error.into());
         }
-        self.synced_writes.fetch_max(covered, Ordering::AcqRel);
+        self.synced_sequence.fetch_max(covered, Ordering::AcqRel);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        if let Some(mut dirty) = self.lock_dirty() {
+            dirty.forget_synced(covered);
+        }
         Ok(())
     }
 

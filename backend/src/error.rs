@@ -35,6 +35,10 @@ pub enum StartError {
     Socket { path: PathBuf, error: io::Error },
     #[error("io_uring is not available ({0}); use --io-engine sync")]
     NoIoUring(io::Error),
+    #[error(
+        "state file {path} is not understood: {why}; it says who may write, so repair it or remove it knowingly"
+    )]
+    BadState { path: PathBuf, why: String },
     #[error("{doing}: {error}")]
     System { doing: &'static str, error: io::Error },
 }

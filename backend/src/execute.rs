@@ -5,7 +5,6 @@ use crate::limits::SERIAL_BYTES;
 use crate::memory::{HostSlice, scatter};
 use crate::order::{Access, ByteRange};
 use crate::request::{Direction, Operation, Status};
-use crate::role::Role;
 use crate::syncer::SlowOp;
 use crate::transfer::Transfer;
 
@@ -21,10 +20,38 @@ pub enum Start {
         /// The ranges it touches, none empty.
         ranges: Vec<ByteRange>,
         /// How it touches them.
-        access: Access,
+        kind: Kind,
         /// What to do then.
         work: Work,
     },
+}
+
+/// Kinds of operations that are not over at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Read,
+    Write,
+    Erase,
+    Flush,
+}
+
+impl Kind {
+    /// Whether it changes what is on the disk.
+    #[must_use]
+    pub fn changes_disk(self) -> bool {
+        matches!(self, Self::Write | Self::Erase)
+    }
+
+    /// How it touches its ranges.
+    #[must_use]
+    pub fn access(self) -> Access {
+        if self.changes_disk() {
+            Access::Exclusive
+        } else {
+            Access::Shared
+        }
+    }
 }
 
 /// What an admitted operation does.
@@ -51,8 +78,8 @@ pub enum Work {
 pub struct Context<'a> {
     /// The disk, for its geometry and health.
     pub disk: &'a Disk,
-    /// What the guest may do.
-    pub role: Role,
+    /// Whether the guest's writes are carried out.
+    pub may_write: bool,
     /// The guest's serial.
     pub serial: &'a [u8],
     /// Whether writes must be durable when they complete: the driver did not accept VIRTIO_BLK_F_FLUSH.
@@ -64,11 +91,11 @@ pub struct Context<'a> {
 pub fn start(operation: Operation, context: Context<'_>) -> Start {
     let Context {
         disk,
-        role,
+        may_write,
         serial,
         write_through,
     } = context;
-    let refuses_writes = !role.may_write() || disk.is_poisoned();
+    let refuses_writes = !may_write || disk.is_poisoned();
     match operation {
         Operation::GetId { segments } => Start::Finished(Status::Ok, answer_id(serial, &segments)),
         Operation::Flush if disk.is_poisoned() => refused(),
@@ -94,7 +121,7 @@ pub fn start(operation: Operation, context: Context<'_>) -> Start {
                 .iter()
                 .map(|erase| erase.range.rounded_out(disk.alignment().offset_bytes))
                 .collect(),
-            access: Access::Exclusive,
+            kind: Kind::Erase,
             work: Work::Slow(SlowOp::Erase {
                 kind,
                 ranges: ranges.into(),
@@ -111,15 +138,15 @@ fn refused() -> Start {
 fn order_transfer(direction: Direction, range: ByteRange, segments: Vec<HostSlice>, disk: &Disk) -> Start {
     let alignment = disk.alignment();
     let bounces = !alignment.suits(range, &segments);
-    let (access, admitted) = match direction {
-        Direction::Read => (Access::Shared, range),
+    let (kind, admitted) = match direction {
+        Direction::Read => (Kind::Read, range),
         // A bounced write may read and write back the rest of its first and last block.
-        Direction::Write => (Access::Exclusive, range.rounded_out(alignment.offset_bytes)),
+        Direction::Write => (Kind::Write, range.rounded_out(alignment.offset_bytes)),
     };
     let transfer = Transfer::new(direction, range, segments, alignment);
     Start::Ordered {
         ranges: vec![admitted],
-        access,
+        kind,
         work: Work::Transfer { transfer, bounces },
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::message::{Message, encode_reply};
 use crate::session::{Offer, Reply, Session};
@@ -45,7 +46,10 @@ impl Guest {
     pub fn serve(&self, shared: &Arc<Shared>, stop: BorrowedFd<'_>) {
         while let Some(stream) = self.next_stream(stop) {
             log::info!("guest={} event=connected", self.name);
-            match self.serve_connection(stream, shared, stop) {
+            shared.stats(self.worker).set_connected(true);
+            let end = self.serve_connection(stream, shared, stop);
+            shared.stats(self.worker).set_connected(false);
+            match end {
                 Ok(End::Stopping) => return,
                 Ok(End::Disconnected) => log::info!("guest={} event=disconnected", self.name),
                 Err(error) => log::warn!("guest={} event=disconnected error=\"{error}\"", self.name),
@@ -131,13 +135,21 @@ impl Guest {
     }
 }
 
-fn wait_readable(fd: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> io::Result<bool> {
+/// Waits until `fd` is readable; false when the process stops.
+///
+/// # Errors
+/// When the kernel refuses to wait.
+pub fn wait_readable(fd: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> io::Result<bool> {
     let mut polled = [
         PollFd::from_borrowed_fd(fd, PollFlags::IN),
         PollFd::from_borrowed_fd(stop, PollFlags::IN),
     ];
-    poll(&mut polled, None)?;
-    Ok(!polled[0].revents().is_empty())
+    while let Err(error) = poll(&mut polled, None) {
+        if error != Errno::INTR {
+            return Err(error.into());
+        }
+    }
+    Ok(polled[1].revents().is_empty())
 }
 
 fn is_readable(fd: BorrowedFd<'_>) -> bool {

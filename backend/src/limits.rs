@@ -65,3 +65,12 @@ pub const SERIAL_BYTES: usize = 20;
 
 /// Bytes of a sector, the unit of all virtio-blk addresses.
 pub const SECTOR_BYTES: u64 = 512;
+
+/// Ranges in the map of bytes that are not synced; past it neighbours are joined.
+pub const MAX_DIRTY_RANGES: usize = 4096;
+
+/// Connections to the control socket at once.
+pub const MAX_CONTROL_CONNECTIONS: usize = 16;
+
+/// Bytes of one line on the control socket.
+pub const MAX_CONTROL_LINE_BYTES: u64 = 4096;

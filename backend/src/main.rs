@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use receiptdisk_backend::args::{Action, Cli};
+use receiptdisk_backend::ctl::{self, CtlError};
 use receiptdisk_backend::server::serve;
 
 /// Exit status of bad usage and of everything that keeps the backend from starting.
@@ -24,15 +25,27 @@ fn main() -> ExitCode {
         }
         Err(error) => return fail(error.to_string().lines().next().unwrap_or("error: bad usage")),
     };
-    let done = cli.into_action().and_then(|action| match action {
-        Action::PrintCapabilities => {
+    match cli.into_action() {
+        Ok(Action::PrintCapabilities) => {
             println!("{CAPABILITIES}");
-            Ok(())
+            ExitCode::SUCCESS
         }
-        Action::Serve(config) => serve(&config),
-    });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Action::Serve(config)) => match serve(&config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&format!("error: {error}")),
+        },
+        Ok(Action::Ctl {
+            socket,
+            command,
+            as_json,
+        }) => match ctl::run(&socket, &command, as_json) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(CtlError::Refused(error)) => {
+                eprintln!("receiptdisk-backend: error: {error}");
+                ExitCode::FAILURE
+            }
+            Err(error) => fail(&format!("error: {error}")),
+        },
         Err(error) => fail(&format!("error: {error}")),
     }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -15,14 +16,18 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::args::{Config, EndpointConfig, GuestConfig};
-use crate::disk::Disk;
+use crate::control::{Control, StaticGuest, StaticStatus};
+use crate::disk::{CacheMode, Disk};
 use crate::engine::{Engine, EngineKind, SyncEngine, UringEngine};
 use crate::error::StartError;
 use crate::guest::Guest;
 use crate::limits::{SERIAL_BYTES, STOP_DEADLINE_SECONDS};
+use crate::operator::{Configured, Operator, check_writers};
+use crate::role::ReadMode;
 use crate::session::Offer;
 use crate::shared::Shared;
-use crate::socket::{Endpoint, Listener};
+use crate::socket::{Endpoint, Listener, SocketAccess};
+use crate::state::StateFile;
 use crate::worker::{Mail, Worker, WorkerConfig};
 
 /// What every serial begins with: the guest helper finds its disk by it.
@@ -39,15 +44,39 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("cannot make an eventfd")(error.into()))?;
     let disk = Disk::open(&config.disk)?;
+    let configured = configured(config);
+    let state_file = StateFile::new(config.state.clone());
+    let state = state_file.load()?;
+    check_writers(&configured, &state, &state_file, config.multi_writer)?;
+    disk.set_poisoned(state.poisoned);
     let engines = make_engines(config)?;
+    let engine_name = engines.first().map_or("", Engine::name);
     let shared = Shared::new(disk, config.guests.len()).map_err(system("cannot make an eventfd"))?;
     let shared = Arc::new(shared);
 
-    let syncer = start_syncer(&shared)?;
-    let workers = start_workers(config, &shared, engines)?;
+    let operator = Operator::new(
+        Arc::clone(&shared),
+        configured,
+        config.multi_writer,
+        state_file,
+        state,
+    );
+    let operator = Arc::new(operator);
+    let syncer = start_syncer(&operator, &shared)?;
+    let workers = start_workers(config, &shared, &operator, engines)?;
+    let control = Control {
+        fixed: static_status(config, &shared, engine_name, operator.state_file()),
+        operator: &operator,
+        shared: &shared,
+        connections: AtomicUsize::new(0),
+    };
     let guests = bind_guests(config)?;
+    let control_listener = bind_control(config)?;
     announce(config, &shared);
     thread::scope(|scope| {
+        if let Some(listener) = &control_listener {
+            scope.spawn(|| control.serve(listener, stop.as_fd(), scope));
+        }
         for guest in &guests {
             scope.spawn(|| guest.serve(&shared, stop.as_fd()));
         }
@@ -66,8 +95,14 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     workers.into_iter().for_each(join);
     shared.syncer.stop();
     join(syncer);
-    drop(guests);
-    shared.disk.sync().map_err(system("cannot sync the image"))?;
+    drop((guests, control_listener));
+    if !shared.disk.is_poisoned() {
+        let synced = shared.disk.sync();
+        if shared.disk.take_poison_news() {
+            operator.note_poisoned();
+        }
+        synced.map_err(system("cannot sync the image"))?;
+    }
     log::info!("event=stopped");
     Ok(())
 }
@@ -99,24 +134,77 @@ fn make_engines(config: &Config) -> Result<Vec<Engine>, StartError> {
     Ok(engines)
 }
 
-fn start_syncer(shared: &Arc<Shared>) -> Result<JoinHandle<()>, StartError> {
-    let shared = Arc::clone(shared);
+fn configured(config: &Config) -> Vec<Configured> {
+    let guest = |guest: &GuestConfig| Configured {
+        name: guest.name.clone(),
+        access: guest.role,
+    };
+    config.guests.iter().map(guest).collect()
+}
+
+fn start_syncer(operator: &Arc<Operator>, shared: &Arc<Shared>) -> Result<JoinHandle<()>, StartError> {
+    let (operator, shared) = (Arc::clone(operator), Arc::clone(shared));
     let builder = thread::Builder::new().name("syncer".into());
-    builder
-        .spawn(move || shared.run_syncer())
-        .map_err(system("cannot start a thread"))
+    let run = move || shared.run_syncer(|| operator.note_poisoned());
+    builder.spawn(run).map_err(system("cannot start a thread"))
+}
+
+fn bind_control(config: &Config) -> Result<Option<Listener>, StartError> {
+    config
+        .control
+        .as_deref()
+        .map(|path| Listener::bind(path, SocketAccess::default()))
+        .transpose()
+}
+
+fn static_status(
+    config: &Config,
+    shared: &Shared,
+    io_engine: &'static str,
+    state: &StateFile,
+) -> StaticStatus {
+    let guest = |(index, guest): (usize, &GuestConfig)| StaticGuest {
+        name: guest.name.clone(),
+        serial: String::from_utf8_lossy(&serial(index, &guest.name)).into_owned(),
+        endpoint: match &guest.endpoint {
+            EndpointConfig::Listen(path) => format!("socket={}", path.display()),
+            EndpointConfig::ListenFd(fd) => format!("fd={fd}"),
+            EndpointConfig::Connect(path) => format!("connect={}", path.display()),
+        },
+        reads: match guest.reads {
+            ReadMode::Completed => "completed",
+            ReadMode::Durable => "durable",
+        },
+    };
+    StaticStatus {
+        version: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
+        image: config.disk.path.display().to_string(),
+        capacity_bytes: shared.disk.capacity_bytes(),
+        cache: match shared.disk.cache() {
+            CacheMode::Direct => "direct",
+            CacheMode::Page => "page",
+        },
+        io_engine,
+        logical_block_bytes: shared.disk.logical_block_bytes(),
+        multi_writer: config.multi_writer,
+        state_file: state.path().display().to_string(),
+        guests: config.guests.iter().enumerate().map(guest).collect(),
+    }
 }
 
 fn start_workers(
     config: &Config,
     shared: &Arc<Shared>,
+    operator: &Operator,
     engines: Vec<Engine>,
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
     let start = |(index, (guest, engine)): (usize, (&GuestConfig, Engine))| {
         let worker = WorkerConfig {
             index,
             guest: guest.name.clone(),
-            role: guest.role,
+            access: guest.role,
+            may_write: operator.standing(index).may_write(),
             reads: guest.reads,
             serial: serial(index, &guest.name),
         };

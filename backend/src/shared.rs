@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::disk::Disk;
 use crate::order::{Access, Admission, ByteRange, Order, Ticket};
+use crate::stats::GuestStats;
 use crate::syncer::{Syncer, Waiter};
 use crate::worker::Mail;
 
@@ -20,6 +21,7 @@ pub struct Shared {
     pub syncer: Syncer,
     order: Mutex<Order<Waiter>>,
     mailboxes: Vec<Mailbox>,
+    stats: Vec<GuestStats>,
 }
 
 /// Messages to one worker.
@@ -42,6 +44,7 @@ impl Shared {
             syncer: Syncer::default(),
             order: Mutex::new(Order::default()),
             mailboxes,
+            stats: (0..workers).map(|_| GuestStats::default()).collect(),
         })
     }
 
@@ -65,15 +68,25 @@ impl Shared {
         }
     }
 
-    /// Carries out slow operations until the syncer is stopped. One thread calls this.
-    pub fn run_syncer(&self) {
+    /// Carries out slow operations until the syncer is stopped, and calls `poisoned` before any guest
+    /// learns that a sync has failed. One thread calls this.
+    pub fn run_syncer(&self, poisoned: impl Fn()) {
         self.syncer.run(&self.disk, &|waiter, result| {
+            if self.disk.take_poison_news() {
+                poisoned();
+            }
             let mail = Mail::SlowDone {
                 token: waiter.token,
                 result,
             };
             self.mailbox(waiter.worker).send(mail);
         });
+    }
+
+    /// The counters of a worker's guest, by index.
+    #[must_use]
+    pub fn stats(&self, worker: usize) -> &GuestStats {
+        &self.stats[worker]
     }
 
     /// The mailbox of a worker, by index.

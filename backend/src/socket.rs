@@ -34,21 +34,25 @@ impl Endpoint {
     /// # Errors
     /// When the process lacks the means, not when the front end is away.
     pub fn next_stream(&self) -> io::Result<Option<UnixStream>> {
-        let stream = match self {
-            Self::Listen(listener) => listener.socket.accept().map(|(stream, _)| stream),
-            Self::Connect(path) => UnixStream::connect(path),
-        };
-        match stream {
-            Ok(stream) => Ok(Some(stream)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock
-                | io::ErrorKind::Interrupted
-                | io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::NotFound => Ok(None),
-                _ => Err(error),
-            },
+        match self {
+            Self::Listen(listener) => listener.accept(),
+            Self::Connect(path) => if_any(UnixStream::connect(path)),
         }
+    }
+}
+
+/// No connection is not an error while nobody is there.
+fn if_any(stream: io::Result<UnixStream>) -> io::Result<Option<UnixStream>> {
+    match stream {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotFound => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 
@@ -83,6 +87,14 @@ impl Listener {
         let mode = access.mode.unwrap_or(0o600);
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
         Ok(listener)
+    }
+
+    /// A connection if one waits.
+    ///
+    /// # Errors
+    /// When the process lacks the means.
+    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
+        if_any(self.socket.accept().map(|(stream, _)| stream))
     }
 
     /// Listens on a socket that another process opened.

@@ -28,10 +28,10 @@ pub struct Waiter {
 pub enum SlowOp {
     /// Make every write that has completed durable.
     Flush,
-    /// Make the first `writes` completed writes durable, unless they are already.
+    /// Make the completed writes up to `sequence` durable, unless they are already.
     SyncUpTo {
-        /// Number of completed writes to cover.
-        writes: u64,
+        /// Sequence number of the last write to cover.
+        sequence: u64,
     },
     /// Discard or zero ranges, then sync if `durable`.
     Erase {
@@ -126,7 +126,7 @@ impl Syncer {
                     Erase::Discard => disk.discard(piece.range),
                     Erase::WriteZeroes => disk.write_zeroes(piece.range, piece.unmap),
                 };
-                disk.note_completed_write();
+                disk.note_completed_write(piece.range);
                 if erased.is_ok() && (!ranges.is_empty() || *durable) {
                     self.lock().erases.push_back(job);
                     return;
@@ -144,7 +144,7 @@ impl Syncer {
 
 fn sync_for(jobs: &[Job], disk: &Disk, done: &impl Fn(Waiter, io::Result<()>)) {
     let needed = |job: &Job| match job.op {
-        SlowOp::SyncUpTo { writes } => !disk.is_synced(writes),
+        SlowOp::SyncUpTo { sequence } => !disk.is_synced(sequence),
         _ => true,
     };
     let result = if jobs.iter().any(needed) {

@@ -60,6 +60,7 @@ pub struct Io {
 #[derive(Debug)]
 pub struct Transfer {
     direction: Direction,
+    range: ByteRange,
     offset: u64,
     len: usize,
     left: usize,
@@ -104,6 +105,7 @@ impl Transfer {
         debug_assert_eq!(left as u64, range.end - range.start);
         Self {
             direction,
+            range,
             offset: range.start,
             len: left,
             left,
@@ -118,6 +120,13 @@ impl Transfer {
     #[must_use]
     pub fn direction(&self) -> Direction {
         self.direction
+    }
+
+    /// All the bytes of the disk that it may change or has read: those of the request, and for a
+    /// bounced write those around them that are written back.
+    #[must_use]
+    pub fn touched_range(&self) -> ByteRange {
+        self.range.rounded_out(self.alignment.offset_bytes)
     }
 
     /// Position of the next byte on the disk.

@@ -20,13 +20,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::chain::Chain;
 use crate::engine::{Completion, Engine};
-use crate::execute::{self, Context, Start, Work};
+use crate::execute::{self, Context, Kind, Start, Work};
 use crate::limits::{BOUNCE_BUFFER_BYTES, MAX_BATCH, MAX_BOUNCE_BUFFERS, MAX_IN_FLIGHT, MAX_QUEUES};
 use crate::memory::HostSlice;
-use crate::order::{Admission, Ticket};
+use crate::order::{Admission, ByteRange, Ticket};
 use crate::request::{Direction, Request, Status};
 use crate::role::{ReadMode, Role};
 use crate::shared::Shared;
+use crate::stats::Counter;
 use crate::syncer::{SlowOp, Waiter};
 use crate::transfer::{AlignedBuffer, BUFFER_ALIGNMENT_BYTES, Transfer};
 use crate::vring::Vring;
@@ -65,6 +66,13 @@ pub enum Mail {
         /// The descriptor, if any.
         call: Option<std::os::fd::OwnedFd>,
     },
+    /// Carry out or refuse the guest's writes from now on.
+    SetMayWrite {
+        /// Which of the two.
+        may_write: bool,
+        /// Told when it is so and, if they are refused, the writes taken before have ended.
+        reply: Sender<()>,
+    },
     /// A parked request may run.
     Granted(usize),
     /// A slow operation has ended.
@@ -95,6 +103,7 @@ struct InFlight {
     head: u16,
     status: HostSlice,
     work: Work,
+    kind: Kind,
     ticket: Option<Ticket>,
 }
 
@@ -105,8 +114,10 @@ pub struct WorkerConfig {
     pub index: usize,
     /// The guest's name, for the log.
     pub guest: String,
-    /// What the guest may do.
-    pub role: Role,
+    /// The guest's access by the command line.
+    pub access: Role,
+    /// Whether its writes are carried out at first.
+    pub may_write: bool,
     /// What its reads promise.
     pub reads: ReadMode,
     /// Its serial.
@@ -122,6 +133,11 @@ pub struct Worker {
     engine: Engine,
     rings: Vec<Option<Running>>,
     requests: Slab<InFlight>,
+    /// Of these, the ones that change the disk.
+    writes: usize,
+    may_write: bool,
+    /// Told when `writes` is 0.
+    waiting_for_writes: Vec<Sender<()>>,
     write_through: bool,
     /// Aligned buffers that may still be made, those that are free, and requests that wait for one.
     unmade_buffers: usize,
@@ -141,6 +157,7 @@ impl Worker {
     /// When the process has no descriptor left.
     pub fn new(config: WorkerConfig, shared: Arc<Shared>, engine: Engine) -> io::Result<Self> {
         let epoll = Epoll::new()?;
+        let may_write = config.may_write;
         let wake = shared.mailbox(config.index).wake.as_raw_fd();
         watch(&epoll, wake, EventSet::IN, WAKE_EVENT)?;
         if let Some(fd) = engine.event_fd() {
@@ -153,6 +170,9 @@ impl Worker {
             engine,
             rings: (0..MAX_QUEUES).map(|_| None).collect(),
             requests: Slab::with_capacity(MAX_IN_FLIGHT),
+            writes: 0,
+            may_write,
+            waiting_for_writes: Vec::new(),
             write_through: false,
             unmade_buffers: MAX_BOUNCE_BUFFERS,
             free_buffers: Vec::new(),
@@ -229,6 +249,15 @@ impl Worker {
                 Mail::SetCall { index, call } => {
                     if let Some(Some(ring)) = self.rings.get_mut(index) {
                         ring.vring.set_call(call);
+                    }
+                }
+                Mail::SetMayWrite { may_write, reply } => {
+                    self.may_write = may_write;
+                    if may_write || self.writes == 0 {
+                        // An operator that does not wait has lost its connection.
+                        let _ = reply.send(());
+                    } else {
+                        self.waiting_for_writes.push(reply);
                     }
                 }
                 Mail::Granted(token) => self.run_admitted(token),
@@ -316,12 +345,12 @@ impl Worker {
         let Some(request) = Request::parse(&mut self.chain, self.shared.disk.capacity_bytes()) else {
             log::debug!("guest={} event=no-status-byte queue={queue}", self.config.guest);
             ring.publish(head, 0);
-            return;
+            return self.count(Counter::Errors, 1);
         };
         let status = request.status;
         let context = Context {
             disk: &self.shared.disk,
-            role: self.config.role,
+            may_write: self.may_write,
             serial: &self.config.serial,
             write_through: self.write_through,
         };
@@ -329,36 +358,60 @@ impl Worker {
             .operation
             .map(|operation| execute::start(operation, context))
         {
-            Err(refusal) => ring.finish(head, status, refusal, 0),
-            Ok(Start::Finished(outcome, data_bytes)) => ring.finish(head, status, outcome, data_bytes),
+            Err(refusal) => self.answer(queue, head, status, refusal, 0),
+            Ok(Start::Finished(outcome, data_bytes)) => self.answer(queue, head, status, outcome, data_bytes),
             Ok(Start::Slow(op)) => {
                 let work = Work::AwaitSlow { data_bytes: 0 };
-                let token = self.requests.insert(InFlight {
+                let token = self.keep(InFlight {
                     queue,
                     head,
                     status,
                     work,
+                    kind: Kind::Flush,
                     ticket: None,
                 });
                 self.shared.syncer.submit(self.waiter(token), op);
             }
-            Ok(Start::Ordered { ranges, access, work }) => {
-                let token = self.requests.insert(InFlight {
+            Ok(Start::Ordered { ranges, kind, work }) => {
+                let token = self.keep(InFlight {
                     queue,
                     head,
                     status,
                     work,
+                    kind,
                     ticket: None,
                 });
-                match self.shared.admit(&ranges, access, self.waiter(token)) {
+                match self.shared.admit(&ranges, kind.access(), self.waiter(token)) {
                     Admission::Now(ticket) => {
                         self.requests[token].ticket = Some(ticket);
                         self.run_admitted(token);
                     }
-                    Admission::Parked(ticket) => self.requests[token].ticket = Some(ticket),
+                    Admission::Parked(ticket) => {
+                        self.requests[token].ticket = Some(ticket);
+                        self.count(Counter::Parked, 1);
+                    }
                 }
             }
         }
+    }
+
+    /// Answers a request that was not kept.
+    fn answer(&mut self, queue: usize, head: u16, status_at: HostSlice, status: Status, data_bytes: u32) {
+        if status != Status::Ok {
+            self.count(Counter::Errors, 1);
+        }
+        if let Some(ring) = &mut self.rings[queue] {
+            ring.finish(head, status_at, status, data_bytes);
+        }
+    }
+
+    fn keep(&mut self, request: InFlight) -> usize {
+        assert!(
+            self.requests.len() < MAX_IN_FLIGHT,
+            "the kernel may hold pointers into the requests"
+        );
+        self.writes += usize::from(request.kind.changes_disk());
+        self.requests.insert(request)
     }
 
     /// Carries on with a request whose ranges were granted.
@@ -401,7 +454,7 @@ impl Worker {
         let Some(io) = transfer.next_io() else {
             return self.finish_transfer(token, Status::Ok);
         };
-        let file = self.shared.disk.file(self.config.role.may_write());
+        let file = self.shared.disk.file(self.config.access.looks_writable());
         // SAFETY: the request stays at its place in `requests` until its completion was taken, its
         // ring keeps the guest memory mapped until then, and the disk outlives the worker.
         unsafe {
@@ -461,7 +514,7 @@ impl Worker {
         let Work::Transfer { transfer, .. } = &mut self.requests[token].work else {
             return;
         };
-        let direction = transfer.direction();
+        let (direction, touched) = (transfer.direction(), transfer.touched_range());
         let moved_bytes = transfer.moved_bytes();
         if let Some(buffer) = transfer.take_bounce_buffer() {
             self.hand_on_buffer(buffer);
@@ -469,29 +522,29 @@ impl Worker {
         match direction {
             // Failed writes count too: a part of them may be on the disk.
             Direction::Write => {
-                self.shared.disk.note_completed_write();
-                self.finish(token, status, 0);
+                self.shared.disk.note_completed_write(touched);
+                self.finish(token, status, moved_bytes);
             }
             Direction::Read if status == Status::Ok && self.config.reads == ReadMode::Durable => {
-                self.finish_durable_read(token, moved_bytes);
+                self.finish_durable_read(token, touched, moved_bytes);
             }
-            Direction::Read => self.finish(token, status, if status == Status::Ok { moved_bytes } else { 0 }),
+            Direction::Read => self.finish(token, status, moved_bytes),
         }
     }
 
     /// Lets a read complete only when everything it may have seen survives a host crash.
-    fn finish_durable_read(&mut self, token: usize, data_bytes: u32) {
-        let writes = self.shared.disk.completed_writes();
-        if self.shared.disk.is_synced(writes) {
+    fn finish_durable_read(&mut self, token: usize, touched: ByteRange, data_bytes: u32) {
+        let Some(sequence) = self.shared.disk.unsynced_sequence(touched) else {
             return self.finish(token, Status::Ok, data_bytes);
-        }
+        };
+        self.count(Counter::WaitedForSync, 1);
         self.requests[token].work = Work::AwaitSlow { data_bytes };
         if let Some(ticket) = self.requests[token].ticket.take() {
             self.shared.release(ticket);
         }
         self.shared
             .syncer
-            .submit(self.waiter(token), SlowOp::SyncUpTo { writes });
+            .submit(self.waiter(token), SlowOp::SyncUpTo { sequence });
     }
 
     fn finish_slow(&mut self, token: usize, result: &io::Result<()>) {
@@ -510,15 +563,47 @@ impl Worker {
         }
     }
 
-    /// Gives a request back to its guest and then releases its ranges.
-    fn finish(&mut self, token: usize, status: Status, data_bytes: u32) {
+    /// Gives a request back to its guest and then releases its ranges. `moved_bytes` is what was read or written.
+    fn finish(&mut self, token: usize, status: Status, moved_bytes: u32) {
         let request = self.requests.remove(token);
+        let is_read = request.kind == Kind::Read && status == Status::Ok;
         if let Some(ring) = &mut self.rings[request.queue] {
-            ring.finish(request.head, request.status, status, data_bytes);
+            ring.finish(
+                request.head,
+                request.status,
+                status,
+                if is_read { moved_bytes } else { 0 },
+            );
         }
         if let Some(ticket) = request.ticket {
             self.shared.release(ticket);
         }
+        self.count_request(request.kind, status, u64::from(moved_bytes));
+        self.writes -= usize::from(request.kind.changes_disk());
+        if self.writes == 0 {
+            for reply in self.waiting_for_writes.drain(..) {
+                // An operator that does not wait has lost its connection.
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    fn count_request(&self, kind: Kind, status: Status, moved_bytes: u64) {
+        let (requests, bytes) = match (status, kind) {
+            (Status::IoErr | Status::Unsupported, _) => (Counter::Errors, None),
+            (Status::Ok, Kind::Read) => (Counter::Reads, Some(Counter::ReadBytes)),
+            (Status::Ok, Kind::Write) => (Counter::Writes, Some(Counter::WrittenBytes)),
+            (Status::Ok, Kind::Flush) => (Counter::Flushes, None),
+            (Status::Ok, Kind::Erase) => (Counter::Erases, None),
+        };
+        self.count(requests, 1);
+        if let Some(counter) = bytes {
+            self.count(counter, moved_bytes);
+        }
+    }
+
+    fn count(&self, counter: Counter, count: u64) {
+        self.shared.stats(self.config.index).add(counter, count);
     }
 
     fn hand_on_buffer(&mut self, buffer: AlignedBuffer) {

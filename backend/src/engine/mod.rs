@@ -52,6 +52,15 @@ impl Engine {
         }
     }
 
+    /// As the command line writes it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Uring(_) => "io_uring",
+            Self::Sync(_) => "sync",
+        }
+    }
+
     /// Hands everything queued to the kernel.
     pub fn flush_submissions(&mut self) {
         if let Self::Uring(engine) = self {

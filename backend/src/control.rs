@@ -1,0 +1,199 @@
+//! The control socket: one JSON object a line in, one out.
+//!
+//! ```text
+//! {"command":"status"}                     {"ok":true,"result":{...}}
+//! {"command":"fence","guest":"issuer"}     {"ok":false,"error":"no guest is named issuer"}
+//! ```
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Scope;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::guest::wait_readable;
+use crate::limits::{MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
+use crate::operator::Operator;
+use crate::shared::Shared;
+use crate::socket::Listener;
+use crate::stats::Snapshot;
+
+/// Longest wait for a client's next line or for it to take an answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A command as it comes over the socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+#[allow(missing_docs)]
+pub enum ControlCommand {
+    Status,
+    Stats,
+    Fence { guest: String },
+    Unfence { guest: String },
+    Takeover { guest: String },
+    ClearPoison,
+}
+
+/// What does not change while the process runs.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct StaticStatus {
+    pub version: &'static str,
+    pub pid: u32,
+    pub image: String,
+    pub capacity_bytes: u64,
+    pub cache: &'static str,
+    pub io_engine: &'static str,
+    pub logical_block_bytes: u32,
+    pub multi_writer: bool,
+    pub state_file: String,
+    #[serde(skip)]
+    pub guests: Vec<StaticGuest>,
+}
+
+/// What does not change about a guest.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct StaticGuest {
+    pub name: String,
+    pub serial: String,
+    pub endpoint: String,
+    pub reads: &'static str,
+}
+
+/// Answers commands.
+#[derive(Debug)]
+pub struct Control<'a> {
+    /// Says what does not change.
+    pub fixed: StaticStatus,
+    /// Carries out what changes something.
+    pub operator: &'a Operator,
+    /// Knows the counters.
+    pub shared: &'a Shared,
+    /// Connections at the moment.
+    pub connections: AtomicUsize,
+}
+
+impl<'a> Control<'a> {
+    /// Serves connections, each on a thread of `scope`, until `stop` is readable.
+    pub fn serve<'s>(&'s self, listener: &Listener, stop: BorrowedFd<'_>, scope: &'s Scope<'s, '_>)
+    where
+        'a: 's,
+    {
+        loop {
+            match wait_readable(listener.as_fd(), stop) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => log::warn!("event=control-failed error=\"{error}\""),
+            }
+            match listener.accept() {
+                Ok(Some(stream))
+                    if self.connections.fetch_add(1, Ordering::AcqRel) < MAX_CONTROL_CONNECTIONS =>
+                {
+                    scope.spawn(move || {
+                        if let Err(error) = self.serve_connection(&stream) {
+                            log::debug!("event=control-client-gone error=\"{error}\"");
+                        }
+                        self.connections.fetch_sub(1, Ordering::AcqRel);
+                    });
+                }
+                Ok(Some(_)) => {
+                    self.connections.fetch_sub(1, Ordering::AcqRel);
+                }
+                Ok(None) => {}
+                Err(error) => log::warn!("event=control-failed error=\"{error}\""),
+            }
+        }
+    }
+
+    fn serve_connection(&self, stream: &UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+        stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+        let mut lines = BufReader::new(stream);
+        loop {
+            let mut line = String::new();
+            if lines.by_ref().take(MAX_CONTROL_LINE_BYTES).read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            let answer = match serde_json::from_str(&line) {
+                Ok(command) => self.answer(&command),
+                Err(error) => failure(&format!("not a command: {error}")),
+            };
+            let mut writer = stream;
+            writeln!(writer, "{answer}")?;
+        }
+    }
+
+    fn answer(&self, command: &ControlCommand) -> Value {
+        let done = match command {
+            ControlCommand::Status => return success(self.status()),
+            ControlCommand::Stats => return success(self.stats()),
+            ControlCommand::Fence { guest } => self.operator.fence(guest),
+            ControlCommand::Unfence { guest } => self.operator.unfence(guest),
+            ControlCommand::Takeover { guest } => self.operator.take_over(guest),
+            ControlCommand::ClearPoison => self.operator.clear_poison(),
+        };
+        match done {
+            Ok(()) => {
+                log::info!("event=operator command={command:?}");
+                success(Value::Null)
+            }
+            Err(error) => {
+                log::warn!("event=operator command={command:?} error=\"{error}\"");
+                failure(&error.to_string())
+            }
+        }
+    }
+
+    fn status(&self) -> Value {
+        let guest = |(index, guest): (usize, &StaticGuest)| {
+            let standing = self.operator.standing(index);
+            json!({
+                "name": guest.name, "serial": guest.serial, "endpoint": guest.endpoint, "reads": guest.reads,
+                "access": standing.access, "fenced": standing.fenced,
+                "connected": self.shared.stats(index).snapshot().connected,
+            })
+        };
+        let guests: Vec<Value> = self.fixed.guests.iter().enumerate().map(guest).collect();
+        let mut status = json!(self.fixed);
+        status["poisoned"] = json!(self.shared.disk.is_poisoned());
+        status["syncs"] = json!(self.shared.disk.syncs());
+        status["guests"] = json!(guests);
+        status
+    }
+
+    fn stats(&self) -> Value {
+        #[derive(Serialize)]
+        struct Named<'n> {
+            name: &'n str,
+            #[serde(flatten)]
+            counters: Snapshot,
+        }
+        let guests: Vec<Value> = self
+            .fixed
+            .guests
+            .iter()
+            .enumerate()
+            .map(|(index, guest)| {
+                json!(Named {
+                    name: &guest.name,
+                    counters: self.shared.stats(index).snapshot()
+                })
+            })
+            .collect();
+        json!({ "syncs": self.shared.disk.syncs(), "guests": guests })
+    }
+}
+
+fn success(result: Value) -> Value {
+    json!({ "ok": true, "result": result })
+}
+
+fn failure(error: &str) -> Value {
+    json!({ "ok": false, "error": error })
+}

@@ -1,0 +1,294 @@
+//! What an operator may change while guests run: who may write, and whether a poisoned image may be written again.
+//!
+//! Invariants:
+//! 1. Unless several writers are allowed, at most one guest may write at any moment.
+//! 2. Taking a right away takes effect at once and is answered only when the writes accepted before have
+//!    ended and a sync is done. Giving one takes effect only after the state file has it.
+
+use std::io;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use thiserror::Error;
+
+use crate::error::StartError;
+use crate::role::{Role, Standing};
+use crate::shared::Shared;
+use crate::state::{State, StateFile};
+use crate::worker::Mail;
+
+/// Why a command was not carried out.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum OperatorError {
+    #[error("no guest is named {0}")]
+    NoSuchGuest(String),
+    #[error(
+        "guest {0} has access=ro for its whole life: its driver was told so and cannot be told otherwise"
+    )]
+    ReadOnlyGuest(String),
+    #[error("guest {name} may not write next to {writer}; fence that first, or use takeover")]
+    AnotherWriter { name: String, writer: String },
+    #[error("the image cannot be synced: {0}")]
+    Sync(io::Error),
+    #[error(
+        "the state file {path} cannot be written: {error}; nothing has changed but that writes are refused"
+    )]
+    Save { path: String, error: io::Error },
+}
+
+/// A guest as the command line has it.
+#[derive(Debug, Clone)]
+pub struct Configured {
+    /// Its name.
+    pub name: String,
+    /// Its access.
+    pub access: Role,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Operator {
+    shared: Arc<Shared>,
+    guests: Vec<Configured>,
+    multi_writer: bool,
+    file: StateFile,
+    /// Held through a whole command: there is one at a time.
+    command: Mutex<()>,
+    /// Held for a moment: the thread that syncs must never wait for a command that waits for it.
+    now: Mutex<State>,
+}
+
+/// Standing of every guest in a state.
+#[must_use]
+pub fn standings(guests: &[Configured], state: &State) -> Vec<Standing> {
+    guests.iter().map(|guest| standing(guest, state)).collect()
+}
+
+/// A read-only guest has no other standing than that.
+fn standing(guest: &Configured, state: &State) -> Standing {
+    let plain = Standing {
+        access: guest.access,
+        fenced: false,
+    };
+    if guest.access == Role::ReadOnly {
+        return plain;
+    }
+    state
+        .guests
+        .get(&guest.name)
+        .copied()
+        .filter(|s| s.access != Role::ReadOnly)
+        .unwrap_or(plain)
+}
+
+/// Checks that the state file and the command line together leave one writer at most.
+///
+/// # Errors
+/// When they leave several and several are not allowed.
+pub fn check_writers(
+    guests: &[Configured],
+    state: &State,
+    file: &StateFile,
+    multi_writer: bool,
+) -> Result<(), StartError> {
+    let standings = standings(guests, state);
+    let mut writers = guests
+        .iter()
+        .zip(&standings)
+        .filter(|(_, s)| s.access.may_write())
+        .map(|(g, _)| &g.name);
+    match (writers.next(), writers.next()) {
+        (Some(first), Some(second)) if !multi_writer => Err(StartError::Usage(format!(
+            "guests {first} and {second} would both write, by {} and the command line; give one access=standby",
+            file.path().display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+impl Operator {
+    /// An operator of running guests whose standings are those of `state`.
+    #[must_use]
+    pub fn new(
+        shared: Arc<Shared>,
+        guests: Vec<Configured>,
+        multi_writer: bool,
+        file: StateFile,
+        state: State,
+    ) -> Self {
+        Self {
+            shared,
+            guests,
+            multi_writer,
+            file,
+            command: Mutex::new(()),
+            now: Mutex::new(state),
+        }
+    }
+
+    /// Standing of the guest with this index.
+    #[must_use]
+    pub fn standing(&self, index: usize) -> Standing {
+        standing(&self.guests[index], &self.lock())
+    }
+
+    /// Where decisions are kept.
+    #[must_use]
+    pub fn state_file(&self) -> &StateFile {
+        &self.file
+    }
+
+    /// Refuses the guest's writes from now on.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub fn fence(&self, name: &str) -> Result<(), OperatorError> {
+        let index = self.writable_guest(name)?;
+        let _command = self.begin_command();
+        self.take_rights(&[index])?;
+        let fresh = Standing {
+            fenced: true,
+            ..self.standing(index)
+        };
+        self.save(|state| {
+            state.guests.insert(name.to_owned(), fresh);
+        })
+    }
+
+    /// Ends a fence.
+    ///
+    /// # Errors
+    /// See [`OperatorError`].
+    pub fn unfence(&self, name: &str) -> Result<(), OperatorError> {
+        let index = self.writable_guest(name)?;
+        let _command = self.begin_command();
+        let fresh = Standing {
+            fenced: false,
+            ..self.standing(index)
+        };
+        if fresh.may_write() && !self.multi_writer {
+            self.no_other_writer(index)?;
+        }
+        self.save(|state| {
+            state.guests.insert(name.to_owned(), fresh);
+        })?;
+        self.give_rights(index, fresh);
+        Ok(())
+    }
+
+    /// Makes the guest the one writer: every other one becomes a standby.
+    ///
+    /// # Errors
+    /// See [`OperatorError`]. When the sync fails nobody may write.
+    pub fn take_over(&self, name: &str) -> Result<(), OperatorError> {
+        let index = self.writable_guest(name)?;
+        let _command = self.begin_command();
+        let others: Vec<usize> = (0..self.guests.len())
+            .filter(|&at| at != index && self.standing(at).access.may_write())
+            .collect();
+        self.take_rights(&others)?;
+        let fresh = Standing {
+            access: Role::ReadWrite,
+            fenced: false,
+        };
+        self.save(|state| {
+            for &at in &others {
+                let old = Standing {
+                    access: Role::Standby,
+                    fenced: false,
+                };
+                state.guests.insert(self.guests[at].name.clone(), old);
+            }
+            state.guests.insert(name.to_owned(), fresh);
+        })?;
+        self.give_rights(index, fresh);
+        Ok(())
+    }
+
+    /// Lets a poisoned image be written again: the operator has looked at what is on it.
+    ///
+    /// # Errors
+    /// When the state file cannot be written.
+    pub fn clear_poison(&self) -> Result<(), OperatorError> {
+        let _command = self.begin_command();
+        self.save(|state| state.poisoned = false)?;
+        self.shared.disk.set_poisoned(false);
+        Ok(())
+    }
+
+    /// Keeps on disk that a sync has failed, before any guest learns of it.
+    pub fn note_poisoned(&self) {
+        if let Err(error) = self.save(|state| state.poisoned = true) {
+            log::error!("event=poison-not-saved error=\"{error}\" it holds until this process ends");
+            self.lock().poisoned = true;
+        }
+    }
+
+    fn writable_guest(&self, name: &str) -> Result<usize, OperatorError> {
+        let index = self.guests.iter().position(|guest| guest.name == name);
+        let index = index.ok_or_else(|| OperatorError::NoSuchGuest(name.to_owned()))?;
+        if self.guests[index].access == Role::ReadOnly {
+            return Err(OperatorError::ReadOnlyGuest(name.to_owned()));
+        }
+        Ok(index)
+    }
+
+    fn no_other_writer(&self, index: usize) -> Result<(), OperatorError> {
+        let other = (0..self.guests.len()).find(|&at| at != index && self.standing(at).may_write());
+        other.map_or(Ok(()), |at| {
+            let (name, writer) = (self.guests[index].name.clone(), self.guests[at].name.clone());
+            Err(OperatorError::AnotherWriter { name, writer })
+        })
+    }
+
+    /// Refuses these guests' writes, waits for those accepted before, and syncs them.
+    fn take_rights(&self, indices: &[usize]) -> Result<(), OperatorError> {
+        let answers: Vec<_> = indices
+            .iter()
+            .map(|&index| self.set_may_write(index, false))
+            .collect();
+        for answer in answers {
+            // A worker that is gone has no writes left.
+            let _ = answer.recv();
+        }
+        let synced = self.shared.disk.sync();
+        if self.shared.disk.take_poison_news() {
+            self.note_poisoned();
+        }
+        synced.map_err(OperatorError::Sync)
+    }
+
+    fn give_rights(&self, index: usize, fresh: Standing) {
+        let _ = self.set_may_write(index, fresh.may_write()).recv();
+    }
+
+    fn set_may_write(&self, index: usize, may_write: bool) -> mpsc::Receiver<()> {
+        let (reply, answer) = mpsc::channel();
+        self.shared
+            .mailbox(index)
+            .send(Mail::SetMayWrite { may_write, reply });
+        answer
+    }
+
+    /// Changes the state on disk first, then here.
+    fn save(&self, change: impl FnOnce(&mut State)) -> Result<(), OperatorError> {
+        let mut state = self.lock();
+        let mut fresh = state.clone();
+        change(&mut fresh);
+        self.file.save(&fresh).map_err(|error| OperatorError::Save {
+            path: self.file.path().display().to_string(),
+            error,
+        })?;
+        *state = fresh;
+        Ok(())
+    }
+
+    fn begin_command(&self) -> MutexGuard<'_, ()> {
+        self.command.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
