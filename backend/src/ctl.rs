@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::control::ControlCommand;
@@ -31,17 +31,17 @@ pub fn run(socket: &Path, command: &ControlCommand, as_json: bool) -> Result<(),
         error,
     })?;
     let answer: Value = serde_json::from_str(&answer).map_err(|_| CtlError::BadAnswer(socket.into()))?;
-    if as_json {
-        println!("{answer}");
-    }
     if answer["ok"] != Value::Bool(true) {
-        let error = answer["error"]
-            .as_str()
-            .ok_or_else(|| CtlError::BadAnswer(socket.into()))?;
+        let error = answer["error"].as_str().ok_or_else(|| CtlError::BadAnswer(socket.into()))?;
+        if as_json {
+            println!("{}", json!({ "error": error }));
+        }
         return Err(CtlError::Refused(error.to_owned()));
     }
-    if !as_json {
-        print!("{}", for_people(&answer["result"]));
+    match &answer["result"] {
+        Value::Null if as_json => println!("{{}}"),
+        result if as_json => println!("{result}"),
+        result => print!("{}", for_people(result)),
     }
     Ok(())
 }
@@ -106,8 +106,6 @@ fn table(rows: &[Value]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
