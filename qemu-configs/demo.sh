@@ -41,6 +41,8 @@ parse_arguments() {
 }
 
 # ---- processes: each is known by its id, and none outlives this script ----
+# Each has a session of its own (setsid keeps the id), so that Ctrl-C reaches this script alone and the order of stopping is
+# ours; if this script is killed outright, --pdeathsig and --die-with-parent end them.
 
 stop() {
     local name=$1 pid=${pid_of[$1]-} tries
@@ -163,7 +165,7 @@ sockets_there() {
 start_backend() {
     local size_mib=$((archive_mib * 2 < 256 ? 256 : archive_mib * 2))
     phase "starting the backend: one image of $size_mib MiB, one writer, one reader"
-    setpriv --pdeathsig TERM "$backend_program" serve --image "$demo_dir/receipts.img" --create "${size_mib}M" \
+    setsid setpriv --pdeathsig TERM "$backend_program" serve --image "$demo_dir/receipts.img" --create "${size_mib}M" \
         --guest "name=issuer,socket=$run_dir/issuer.sock,access=rw" \
         --guest "name=front,socket=$run_dir/front.sock,access=ro" \
         > "$run_dir/backend.log" 2> "$run_dir/backend.err" < /dev/null &
@@ -178,7 +180,7 @@ start_guest() {
     mkfifo "$run_dir/$name.in"
     exec {input}<> "$run_dir/$name.in"
     input_of[$name]=$input
-    "$configs_dir/run-guest.sh" "$name" --run-dir "$run_dir" --accel "$guest_accel" --memory "${memory}M" --cpus 1 \
+    setsid "$configs_dir/run-guest.sh" "$name" --run-dir "$run_dir" --accel "$guest_accel" --memory "${memory}M" --cpus 1 \
         --kernel "$kernel_dir/vmlinuz" --initrd "$initramfs" --append receiptdisk.console=script \
         --raw "$raw" --net pair --die-with-parent \
         < "$run_dir/$name.in" > "$run_dir/$name.log" 2> "$run_dir/$name.err" &
