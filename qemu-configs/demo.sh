@@ -155,7 +155,7 @@ prepare() {
     archive_mib=$(($(stat -c %s "$demo_dir/in.raw") / 1048576 + 1))
     truncate -s "${archive_mib}M" "$demo_dir/in.raw"
     truncate -s "$((archive_mib + 1))M" "$demo_dir/out.raw"
-    picture_bytes=$(find "$demo_dir/issued" -name '*.png' -printf '%s\n' | awk '{sum += $1} END {print sum}')
+    picture_bytes=$(find "$demo_dir/issued" -name '*.png' -printf '%s\n' | awk '{sum += $1} END {printf "%.0f", sum}')
 }
 
 sockets_there() {
