@@ -15,8 +15,9 @@ use clap::Parser;
 
 use render::Renderer;
 use render::fonts::SYSTEM_FONT_DIR;
-use render::record::{self, ReceiptRecord};
+use render::record::ReceiptRecord;
 use render::sample::sample;
+use render::table;
 
 /// Draws electronic bank receipts.
 #[derive(Parser)]
@@ -61,14 +62,14 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), String> {
     if let Some(count) = arguments.sample {
-        return record::write_csv(sample(count), io::stdout().lock()).map_err(|error| error.to_string());
+        return table::write_csv(sample(count), io::stdout().lock()).map_err(|error| error.to_string());
     }
     let (Some(csv), Some(out)) = (arguments.csv, arguments.out) else {
         return Err("--csv and --out are needed".to_owned());
     };
     let file = File::open(&csv).map_err(|error| format!("{}: {error}", csv.display()))?;
     let records =
-        record::read_csv(BufReader::new(file)).map_err(|error| format!("{}: {error}", csv.display()))?;
+        table::read_csv(BufReader::new(file)).map_err(|error| format!("{}: {error}", csv.display()))?;
     let mut font_folders = arguments.font_dir;
     font_folders.push(PathBuf::from(SYSTEM_FONT_DIR));
     let renderer = Renderer::new(&font_folders).map_err(|error| error.to_string())?;
