@@ -45,7 +45,7 @@ pub struct TableEntryRaw {
     pub reserved_b: U32,
 }
 const _: () = assert!(size_of::<TableEntryRaw>() == 32);
-const _: () = assert!(TABLE_ENTRIES_PER_PAGE as usize == SLOT_BODY_BYTES / size_of::<TableEntryRaw>());
+const _: () = assert!(TABLE_ENTRIES_PER_PAGE == (SLOT_BODY_BYTES / size_of::<TableEntryRaw>()) as u64);
 
 /// What the table says of a segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

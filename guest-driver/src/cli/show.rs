@@ -85,7 +85,28 @@ pub fn info(args: &Args) -> Result<u8> {
     Ok(0)
 }
 
+/// Prints a line for each finding, the path first where it is known; exit code 5 when there is one.
 pub fn verify(args: &Args) -> Result<u8> {
-    let _ = args;
-    Ok(0)
+    let totals = receipt_store::verify::verify(&open_reader(args)?, |finding| {
+        if args.json {
+            let line = json!({ "path": finding.path, "place": finding.place, "fact": finding.fact });
+            return say(&line.to_string());
+        }
+        let name = finding.path.unwrap_or_else(|| "-".to_owned());
+        say(&format!("{name}\t{}: {}", finding.place, finding.fact))
+    })?;
+    let line = format!(
+        "{} records, {} bytes of data, {} index entries, {} findings",
+        totals.records, totals.data_bytes, totals.entries, totals.findings
+    );
+    if args.json {
+        say(&json!({
+            "records": totals.records, "data_bytes": totals.data_bytes, "entries": totals.entries,
+            "findings": totals.findings,
+        })
+        .to_string())?;
+    } else {
+        eprintln!("{line}");
+    }
+    Ok(if totals.findings == 0 { 0 } else { 5 })
 }
