@@ -39,7 +39,7 @@ as_root() {
 
 # apt-get with no questions. The package lists are fetched once a run, and only if something is missing.
 apt_quiet() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" > /dev/null
 }
 
 apt_lists_fresh=

@@ -41,6 +41,8 @@ parse_arguments() {
 }
 
 # ---- processes: each is known by its id, and none outlives this script ----
+# Each has a session of its own (setsid keeps the id), so that Ctrl-C reaches this script alone and the order of stopping is
+# ours; if this script is killed outright, --pdeathsig and --die-with-parent end them.
 
 stop() {
     local name=$1 pid=${pid_of[$1]-} tries
@@ -52,7 +54,6 @@ stop() {
         [ "$tries" != 50 ] || kill -KILL "$pid" 2>/dev/null || true
         sleep 0.1
     done
-    wait "$pid" 2>/dev/null || true
 }
 
 clean_up() {
@@ -69,21 +70,28 @@ clean_up() {
     exit "$status"
 }
 
-# fail NAME MESSAGE: with the end of what NAME said, which is where the reason stands.
+# started NAME: remembers the process just started. Disowned, because bash's own report of a killed job only confuses.
+started() {
+    pid_of[$1]=$!
+    disown "$!"
+}
+
+# fail NAME MESSAGE: with the end of what NAME, or the process that died, said: there stands the reason.
 fail() {
-    local name=$1 log
+    local name=${dead:-$1} log
     shift
     for log in "$run_dir/$name.err" "$run_dir/$name.log"; do
         [ ! -s "$log" ] || { say "--- end of $name's ${log##*.}:"; tail -n 15 "$log" >&2; }
     done
-    say "demo.sh: $*"
+    say "demo.sh: ${dead:+$dead ended before its time; }$*"
     exit 1
 }
 
-check_alive() {
+dead=''
+all_alive() {
     local name
     for name in "${!pid_of[@]}"; do
-        kill -0 "${pid_of[$name]}" 2>/dev/null || fail "$name" "$name ended before its time"
+        kill -0 "${pid_of[$name]}" 2>/dev/null || { dead=$name; return 1; }
     done
 }
 
@@ -92,7 +100,7 @@ await() {
     local deadline=$((SECONDS + $1))
     shift
     until "$@"; do
-        check_alive
+        all_alive || return 1
         [ "$SECONDS" -lt "$deadline" ] || return 1
         sleep 0.1
     done
@@ -153,7 +161,7 @@ prepare() {
     archive_mib=$(($(stat -c %s "$demo_dir/in.raw") / 1048576 + 1))
     truncate -s "${archive_mib}M" "$demo_dir/in.raw"
     truncate -s "$((archive_mib + 1))M" "$demo_dir/out.raw"
-    picture_bytes=$(find "$demo_dir/issued" -name '*.png' -printf '%s\n' | awk '{sum += $1} END {print sum}')
+    picture_bytes=$(find "$demo_dir/issued" -name '*.png' -printf '%s\n' | awk '{sum += $1} END {printf "%.0f", sum}')
 }
 
 sockets_there() {
@@ -163,12 +171,12 @@ sockets_there() {
 start_backend() {
     local size_mib=$((archive_mib * 2 < 256 ? 256 : archive_mib * 2))
     phase "starting the backend: one image of $size_mib MiB, one writer, one reader"
-    setpriv --pdeathsig TERM "$backend_program" serve --image "$demo_dir/receipts.img" --create "${size_mib}M" \
+    setsid setpriv --pdeathsig TERM "$backend_program" serve --image "$demo_dir/receipts.img" --create "${size_mib}M" \
         --guest "name=issuer,socket=$run_dir/issuer.sock,access=rw" \
         --guest "name=front,socket=$run_dir/front.sock,access=ro" \
         > "$run_dir/backend.log" 2> "$run_dir/backend.err" < /dev/null &
-    pid_of[backend]=$!
-    await 20 sockets_there || fail backend "the backend opened no sockets within 20 seconds"
+    started backend
+    await 20 sockets_there || fail backend "the backend opened no sockets (limit 20 seconds)"
 }
 
 # start_guest NAME RAW-DISK: its console is a pipe that we write to and a file that we read.
@@ -178,11 +186,11 @@ start_guest() {
     mkfifo "$run_dir/$name.in"
     exec {input}<> "$run_dir/$name.in"
     input_of[$name]=$input
-    "$configs_dir/run-guest.sh" "$name" --run-dir "$run_dir" --accel "$guest_accel" --memory "${memory}M" --cpus 1 \
+    setsid "$configs_dir/run-guest.sh" "$name" --run-dir "$run_dir" --accel "$guest_accel" --memory "${memory}M" --cpus 1 \
         --kernel "$kernel_dir/vmlinuz" --initrd "$initramfs" --append receiptdisk.console=script \
         --raw "$raw" --net pair --die-with-parent \
         < "$run_dir/$name.in" > "$run_dir/$name.log" 2> "$run_dir/$name.err" &
-    pid_of[$name]=$!
+    started "$name"
 }
 
 guest_ready() {
@@ -208,10 +216,11 @@ boot() {
         say "no guest came up with KVM; trying again without"
         stop issuer
         stop front
+        dead=''
         if boot_guests tcg; then return 0; fi
     fi
-    guest_ready issuer || fail issuer "the issuer guest did not come up within 90 seconds"
-    fail front "the front guest did not come up within 90 seconds"
+    guest_ready issuer || fail issuer "the issuer guest did not come up (limit 90 seconds)"
+    fail front "the front guest did not come up (limit 90 seconds)"
 }
 
 # tell NAME COMMAND: types a command; its number and exit status come back as a line of their own.
@@ -224,10 +233,14 @@ answered() {
     grep -q "^@@$2@ " "$run_dir/$1.log"
 }
 
+failed() {
+    grep -q "^@@$2@ [1-9]" "$run_dir/$1.log"
+}
+
 # finish NAME NUMBER SECONDS WHAT: waits for the answer to command NUMBER and fails unless it is 0.
 finish() {
     local status
-    await "$3" answered "$1" "$2" || fail "$1" "$4: no answer from the $1 guest within $3 seconds"
+    await "$3" answered "$1" "$2" || fail "$1" "$4: no answer from the $1 guest (limit $3 seconds)"
     status=$(sed -n "s/^@@$2@ \([0-9]*\)$/\1/p" "$run_dir/$1.log")
     [ "$status" = 0 ] || fail "$1" "$4: exit status $status in the $1 guest"
 }
@@ -241,7 +254,7 @@ result() {
     sed -n "s/^result $2=\([0-9]*\)$/\1/p" "$run_dir/$1.log" | tail -n 1
 }
 
-# True once the front guest has finished; shows on the way how far it is.
+# True once the front guest has finished, or has nothing more to wait for; shows on the way how far it is.
 shown_all() {
     local count
     count=$(grep -c '^[0-9/]*/[A-Za-z0-9_-]*\.png$' "$run_dir/front.log" || true)
@@ -251,11 +264,11 @@ shown_all() {
         shown_before=$count
         say "      $count of $receipts receipts read in the front guest"
     fi
-    answered front "$front_command"
+    answered front "$front_command" || failed issuer "$issuer_command"
 }
 
 transfer() {
-    local seconds=$((60 + receipts)) issuer_command
+    local seconds=$((60 + receipts))
     run_in issuer "receipt format" 60
     phase "storing in the issuer guest, sending only the paths, reading in the front guest"
     shown_before=0

@@ -135,11 +135,15 @@ add_base() {
 add_disks() {
     local file format flags count=0 entry
     if [ -n "$disk" ]; then
-        file=${disk%,*} format=${disk##*,}
-        if [ "$format" = "$disk" ]; then case $disk in *.qcow2) format=qcow2 ;; *) format=raw ;; esac; fi
+        file=$disk format=raw
+        if [[ $disk =~ ^(.*),(raw|qcow2?|qed|vdi|vmdk|vhdx|vpc)$ ]]; then
+            file=${BASH_REMATCH[1]} format=${BASH_REMATCH[2]}
+        elif [[ $disk == *.qcow2 ]]; then
+            format=qcow2
+        fi
         [ -r "$file" ] || die "cannot read the disk $file"
         qemu+=(-drive "if=none,id=system,format=$format,file=$(escaped "$file")")
-        qemu+=(-device "virtio-blk-pci,drive=system,bootindex=0")
+        qemu+=(-device "virtio-blk-pci,drive=system,bootindex=1")
     fi
     for entry in "${raw_disks[@]}"; do
         IFS=, read -r file serial_name flags <<< "$entry"

@@ -1,1 +1,78 @@
-//! Receipts by path on a shared raw disk.
+//! Receipts by path on a shared raw disk: one writing guest, any number of reading guests, no lock and no network.
+//!
+//! The format is in `docs/format.md`. Two kinds of things exist on disk: [`page::Page`] (8 KiB, two slots, mutable) and
+//! records ([`record::Header`], appended, immutable).
+//!
+//! ```
+//! use receipt_store::{FormatOptions, Put, RawDevice, Reader, ReceiptPath, Writer, WriterOptions, format};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let file = dir.path().join("disk.img");
+//! # std::fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
+//! let device = RawDevice::open_writer(&file)?;
+//! format(&device, &FormatOptions::default())?;
+//! let mut writer = Writer::open(&device, &WriterOptions::default())?;
+//! let path = ReceiptPath::new("2026/11/23/0001.png")?;
+//! writer.put(&Put::new(&path, b"image"))?; // durable and visible when this returns
+//! writer.close()?;
+//!
+//! let reader = Reader::new(RawDevice::open_reader(&file)?, "disk.img");
+//! assert_eq!(reader.get(&path)?.data(), b"image");
+//! # Ok::<(), receipt_store::Error>(())
+//! ```
+
+pub mod apply;
+pub mod batch;
+pub mod control;
+pub mod device;
+pub mod discover;
+pub mod error;
+pub mod format;
+pub mod index;
+pub mod layout;
+pub mod list;
+pub mod locator;
+pub mod log;
+pub mod page;
+pub mod page_store;
+pub mod path;
+pub mod raw_device;
+pub mod reader;
+pub mod record;
+pub mod recover;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+pub mod space;
+pub mod summary;
+pub mod superblock;
+pub mod table;
+pub mod verify;
+pub mod window;
+pub mod writer;
+
+pub use device::Device;
+pub use error::{Error, Result};
+pub use format::{FormatOptions, format};
+pub use locator::Locator;
+pub use path::ReceiptPath;
+pub use raw_device::RawDevice;
+pub use reader::{Reader, Receipt, Stat};
+pub use superblock::Superblock;
+pub use writer::{Put, Stored, Writer, WriterOptions};
+
+/// Milliseconds since 1970 by the system's clock; informative only, the order of records is their sequence.
+#[must_use]
+pub fn clock_ms() -> u64 {
+    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since_1970
+        .ok()
+        .and_then(|d| u64::try_from(d.as_millis()).ok())
+        .unwrap_or_default()
+}
+
+/// Random bytes of the operating system.
+fn random_bytes<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::Usage(format!("no random numbers: {error}")))?;
+    Ok(bytes)
+}

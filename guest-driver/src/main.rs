@@ -1,2 +1,19 @@
-//! Guest helper of receiptdisk.
-fn main() {}
+//! `receipt`: stores and reads receipts by path on the shared disk. Exit codes: 0 ok, 1 other error, 2 usage, 3 not
+//! found, 4 pending, 5 corrupt, 6 no space, 7 device busy or read-only, 8 refused by policy.
+
+mod cli;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args = match cli::args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print(); // nowhere to report a closed terminal
+            return ExitCode::from(code);
+        }
+    };
+    ExitCode::from(cli::run(&args))
+}

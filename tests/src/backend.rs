@@ -8,6 +8,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::bins::backend_binary;
+use crate::disk::Scratch;
 use crate::proc::{Exit, Proc};
 use crate::wait::until;
 
@@ -91,6 +92,14 @@ impl Serve {
             dir: self.dir,
             sockets: self.sockets,
         }
+    }
+
+    /// As [`Serve::run_to_end`], for an image in a folder that is not the test's: a reader's socket and log go to
+    /// `scratch`.
+    #[track_caller]
+    pub fn run_to_end_in(mut self, scratch: &Scratch) -> Exit {
+        self.dir = scratch.path().to_owned();
+        self.ro("front").run_to_end()
     }
 
     /// Runs it to its end: for command lines that must be refused.

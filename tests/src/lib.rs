@@ -3,6 +3,7 @@
 //! * [`Serve`] starts the real backend with a disk image in a temporary folder and waits until it listens.
 //! * [`Driver`] is an ordinary driver (the `virtio-driver` crate): reads, writes, flushes, with a queue depth.
 //! * [`raw::RawGuest`] owns every byte: messages, guest memory and ring entries, for what no honest driver sends.
+//! * [`Guest`] is a QEMU guest driven over its serial console.
 //!
 //! Everything waits for a condition; [`SAFETY_NET`] only turns a hang into a failure.
 
@@ -10,6 +11,7 @@ mod backend;
 mod bins;
 mod disk;
 mod driver;
+mod guest;
 mod proc;
 pub mod raw;
 mod stand;
@@ -20,6 +22,7 @@ pub use backend::{Backend, Serve};
 pub use bins::{backend_binary, receipt_binary, repository, static_receipt_binary};
 pub use disk::{Scratch, pattern};
 pub use driver::Driver;
+pub use guest::{Guest, Output};
 pub use proc::{Exit, Proc};
 pub use stand::Stand;
 pub use storage_daemon::StorageDaemon;

@@ -1,20 +1,23 @@
 //! `receipt-render`: electronic bank receipts from a CSV file as PNG pictures.
 
-// Later programs of this package use the same folder as a module; what they will need and this one does not is no mistake.
+// A module of this program and not of the library: the small guest binary must not carry fonts and drawing.
 #[path = "mod.rs"]
 mod render;
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
 use clap::Parser;
 
 use render::Renderer;
 use render::fonts::SYSTEM_FONT_DIR;
-use render::record::{self, ReceiptRecord};
+use render::record::ReceiptRecord;
 use render::sample::sample;
+use render::table;
 
 /// Draws electronic bank receipts.
 #[derive(Parser)]
@@ -44,6 +47,9 @@ struct Arguments {
     font_dir: Vec<PathBuf>,
 }
 
+/// Between two moments at which all threads wait for each other.
+const RECEIPTS_PER_THREAD: usize = 8;
+
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,21 +62,43 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), String> {
     if let Some(count) = arguments.sample {
-        return record::write_csv(sample(count), io::stdout().lock()).map_err(|error| error.to_string());
+        return table::write_csv(sample(count), io::stdout().lock()).map_err(|error| error.to_string());
     }
     let (Some(csv), Some(out)) = (arguments.csv, arguments.out) else {
         return Err("--csv and --out are needed".to_owned());
     };
     let file = File::open(&csv).map_err(|error| format!("{}: {error}", csv.display()))?;
     let records =
-        record::read_csv(BufReader::new(file)).map_err(|error| format!("{}: {error}", csv.display()))?;
+        table::read_csv(BufReader::new(file)).map_err(|error| format!("{}: {error}", csv.display()))?;
     let mut font_folders = arguments.font_dir;
     font_folders.push(PathBuf::from(SYSTEM_FONT_DIR));
     let renderer = Renderer::new(&font_folders).map_err(|error| error.to_string())?;
     draw_all(&renderer, &records, &out)
 }
 
+/// Draws on all processors, a few receipts each at a time, so that the paths come out in the order of the file.
 fn draw_all(renderer: &Renderer, records: &[ReceiptRecord], out: &Path) -> Result<(), String> {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    for round in records.chunks(threads * RECEIPTS_PER_THREAD) {
+        thread::scope(|scope| {
+            let parts = round.chunks(RECEIPTS_PER_THREAD);
+            let workers: Vec<_> = parts
+                .map(|part| scope.spawn(move || draw_some(renderer, part, out)))
+                .collect();
+            workers.into_iter().try_for_each(|worker| {
+                worker
+                    .join()
+                    .unwrap_or_else(|_| Err("a drawing thread ended early".to_owned()))
+            })
+        })?;
+        for record in round {
+            writeln!(io::stdout(), "{}", record.path()).map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn draw_some(renderer: &Renderer, records: &[ReceiptRecord], out: &Path) -> Result<(), String> {
     for record in records {
         let path = record.path();
         let picture = renderer
@@ -78,7 +106,6 @@ fn draw_all(renderer: &Renderer, records: &[ReceiptRecord], out: &Path) -> Resul
             .map_err(|error| format!("{path}: {error}"))?;
         let file = out.join(&path);
         write_file(&file, &picture).map_err(|error| format!("{}: {error}", file.display()))?;
-        writeln!(io::stdout(), "{path}").map_err(|error| error.to_string())?;
     }
     Ok(())
 }

@@ -1,15 +1,18 @@
 //! Receipts as pictures: a checked record in, a PNG of 50 to 200 KiB out.
 //!
-//! `words` writes amounts, `record` checks what comes in, `layout` and `ornament` draw SVG, this file turns it into PNG. The
+//! `words` writes amounts, `record` checks what comes in, `table` reads it from CSV, `layout` and `ornament` draw SVG, this file turns it into PNG. The
 //! same record, fonts and program version give the same bytes.
 
+mod fit;
 pub mod fonts;
+mod form;
 mod layout;
 mod ornament;
 mod picture;
 pub mod record;
 pub mod sample;
 mod svg;
+pub mod table;
 pub mod words;
 
 use std::path::PathBuf;

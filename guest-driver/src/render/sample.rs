@@ -143,7 +143,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -153,7 +153,7 @@ impl Random {
 
     /// A number from 0 to `limit` - 1. The bias is one in 2^32 and does not matter here.
     pub fn below(&mut self, limit: u32) -> u32 {
-        let product = (self.next() >> 32) * u64::from(limit);
+        let product = (self.bits() >> 32) * u64::from(limit);
         u32::try_from(product >> 32).unwrap_or_default()
     }
 

@@ -49,6 +49,11 @@ impl Front {
         &self.wire
     }
 
+    /// The socket below, without the front end.
+    pub fn into_wire(self) -> Wire {
+        self.wire
+    }
+
     /// Features that the backend offers.
     pub fn features(&self) -> u64 {
         self.features

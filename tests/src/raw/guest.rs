@@ -13,6 +13,7 @@ use super::memory::Memory;
 use super::request::{Request, status};
 use super::ring::{Desc, Ring, desc_flags};
 use super::wire::{Message, Wire, code};
+use crate::disk::pattern;
 use crate::wait::{listening, readable};
 
 /// What a driver would accept of what is offered.
@@ -105,8 +106,9 @@ impl RawGuest {
         Self::greet(Wire::over(stream))
     }
 
+    /// Greets the backend over `wire`.
     #[track_caller]
-    fn greet(wire: Wire) -> Self {
+    pub fn greet(wire: Wire) -> Self {
         let front = Front::greet(wire).expect("the backend answers");
         Self {
             front,
@@ -174,6 +176,23 @@ impl RawGuest {
         }
     }
 
+    /// Starts a stopped queue anew, empty, at ring index `start`.
+    pub fn restart_queue(&mut self, queue: u16, start: u16) {
+        let setup = Setup {
+            start,
+            size: self.ring(usize::from(queue)).size(),
+            ..Setup::default()
+        };
+        let fresh = Queue::new(&mut self.memory, setup.size, start);
+        fresh.announce(&self.front, queue, setup);
+        self.queues[usize::from(queue)] = fresh;
+    }
+
+    /// Keeps the connection, past its greeting, and nothing else.
+    pub fn into_wire(self) -> Wire {
+        self.front.into_wire()
+    }
+
     /// Stops a queue; returns the backend's next index.
     pub fn stop_queue(&mut self, queue: u16) -> u32 {
         self.front
@@ -184,6 +203,23 @@ impl RawGuest {
     /// The ring of a queue.
     pub fn ring(&mut self, queue: usize) -> &mut Ring {
         &mut self.queues[queue].ring
+    }
+
+    /// Asserts that a write, and a read of it, work.
+    #[track_caller]
+    pub fn assert_works(&mut self) {
+        let data = pattern(9, 0, 2048);
+        assert_eq!(self.request(&Request::write(1, &data)).status, status::OK);
+        let read = self.request(&Request::read(1, data.len()));
+        assert_eq!(read.status, status::OK);
+        assert!(read.data == data, "what is read is not what was written");
+    }
+
+    /// Asserts that a read works.
+    #[track_caller]
+    pub fn assert_readable(&mut self) {
+        let read = self.request(&Request::read(1, 2048));
+        assert_eq!((read.status, read.used_len), (status::OK, 2049));
     }
 
     /// Submits a request on queue 0 and waits for its outcome.

@@ -21,7 +21,7 @@ mod ring;
 mod wire;
 
 pub use config::Config;
-pub use front::Front;
+pub use front::{Front, mem_table};
 pub use guest::{Buffer, Outcome, RawGuest, Setup};
 pub use memory::{GUEST_BASE, Memory, Region};
 pub use request::{Request, SegmentFlags, kind, status};

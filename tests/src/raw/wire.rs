@@ -110,6 +110,7 @@ impl Message {
 #[derive(Debug)]
 pub struct Wire {
     stream: UnixStream,
+    is_dripping: bool,
 }
 
 impl Wire {
@@ -125,7 +126,16 @@ impl Wire {
     pub fn over(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(SAFETY_NET)).unwrap();
         stream.set_write_timeout(Some(SAFETY_NET)).unwrap();
-        Self { stream }
+        Self {
+            stream,
+            is_dripping: false,
+        }
+    }
+
+    /// From now on sends every message byte by byte; descriptors go with the first. Legal on a stream.
+    pub fn dripping(mut self) -> Self {
+        self.is_dripping = true;
+        self
     }
 
     /// The socket itself.
@@ -161,7 +171,14 @@ impl Wire {
     /// # Errors
     /// As `sendmsg(2)`.
     pub fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.send_bytes(&message.bytes(), fds)
+        let bytes = message.bytes();
+        if !self.is_dripping {
+            return self.send_bytes(&bytes, fds);
+        }
+        self.send_bytes(&bytes[..1], fds)?;
+        bytes[1..]
+            .chunks(1)
+            .try_for_each(|byte| self.send_bytes(byte, &[]))
     }
 
     /// Receives one message and the descriptors that came with it.

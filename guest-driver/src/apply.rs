@@ -1,0 +1,207 @@
+//! The effect of a record on the index and the segment table: the same code for a commit and for recovery.
+//!
+//! Invariant: applying a record that was applied before changes nothing (entries by sequence, table pages by `applied_seq`).
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::index::{Entry, Found, IndexPage, find_room, search};
+use crate::layout::Geometry;
+use crate::log::seal_link;
+use crate::page::PageKind;
+use crate::page_store::PageStore;
+use crate::path::PathHash;
+use crate::record::{Header, Kind};
+use crate::superblock::Superblock;
+use crate::table::{self, SegmentState, TableEntry};
+
+/// Index pages and table pages of one writer on one device.
+pub struct Pages<'a, D> {
+    /// Device.
+    pub device: &'a D,
+    /// Superblock.
+    pub superblock: &'a Superblock,
+    /// Cache and staging area.
+    pub store: &'a mut PageStore,
+}
+
+impl<D: Device> Pages<'_, D> {
+    fn geometry(&self) -> &Geometry {
+        &self.superblock.geometry
+    }
+
+    fn index_page(&mut self, page_no: u64) -> Result<IndexPage> {
+        let page = self.store.load(self.device, page_no, PageKind::Index)?;
+        IndexPage::decode(page, page_no, &self.superblock.geometry)
+    }
+
+    /// Searches the bucket of a path in every region, the newest first.
+    ///
+    /// # Errors
+    /// A device error or [`Error::Corrupt`].
+    pub fn search(&mut self, hash: PathHash) -> Result<Found> {
+        let superblock = self.superblock;
+        let mut all = Found::default();
+        for region in superblock.geometry.regions.iter().rev() {
+            let home = superblock.geometry.home_page(region, hash.bucket);
+            let found = search(&superblock.geometry, home, hash.tag, |page_no| {
+                Ok((self.index_page(page_no)?, false))
+            })?;
+            all.entries.extend(found.entries);
+            all.pages.extend(found.pages);
+        }
+        Ok(all)
+    }
+
+    /// The pages that a new entry changes: full pages that must be marked, and the page with room. New paths go to the
+    /// newest region.
+    ///
+    /// # Errors
+    /// [`Error::IndexFull`], a device error or [`Error::Corrupt`].
+    pub fn find_room(&mut self, hash: PathHash) -> Result<(Vec<u64>, u64)> {
+        let superblock = self.superblock;
+        let Some(region) = superblock.geometry.regions.last() else {
+            return Err(Error::Corrupt("no index region".to_owned()));
+        };
+        let home = superblock.geometry.home_page(region, hash.bucket);
+        find_room(&superblock.geometry, home, |page_no| self.index_page(page_no))
+    }
+
+    /// Stages everything that `header` changes in index and table.
+    ///
+    /// # Errors
+    /// [`Error::IndexFull`], a device error or [`Error::Corrupt`].
+    pub fn apply(&mut self, header: &Header) -> Result<()> {
+        match header.kind {
+            Kind::Put => {
+                self.apply_entry(header)?;
+                self.apply_put_to_table(header)
+            }
+            Kind::Summary => Ok(()),
+            Kind::Seal => self.apply_seal(header),
+        }
+    }
+
+    fn apply_entry(&mut self, header: &Header) -> Result<()> {
+        let hash = self.superblock.path_hash(&header.meta);
+        let found = self.search(hash)?;
+        let entry = Entry {
+            tag: hash.tag,
+            block: header.block,
+            blocks: header.blocks,
+            generation: header.generation,
+            seq: header.seq,
+        };
+        if found.entries.iter().any(|(_, old)| old.seq >= header.seq) {
+            // Applied before. The page is staged all the same: a crash may have torn its other slot.
+            for page_no in found.pages {
+                self.store.stage(self.device, page_no, PageKind::Index)?;
+            }
+            return Ok(());
+        }
+        let replaced = found
+            .entries
+            .iter()
+            .find(|(_, old)| old.seq == header.previous_version_seq);
+        if let Some((page_no, old)) = replaced {
+            return self.change_index_page(*page_no, |page| {
+                for slot in page.entries.iter_mut().filter(|e| *e == old) {
+                    *slot = entry;
+                }
+            });
+        }
+        let (full, room) = self.find_room(hash)?;
+        for page_no in full {
+            self.change_index_page(page_no, |page| page.is_spilled = true)?;
+        }
+        self.change_index_page(room, |page| page.entries.push(entry))
+    }
+
+    fn change_index_page(&mut self, page_no: u64, change: impl FnOnce(&mut IndexPage)) -> Result<()> {
+        let mut index = self.index_page(page_no)?;
+        change(&mut index);
+        index.encode(self.store.stage(self.device, page_no, PageKind::Index)?);
+        Ok(())
+    }
+
+    fn apply_put_to_table(&mut self, header: &Header) -> Result<()> {
+        let segment = self.geometry().segment_of(header.block);
+        let mut changes: Vec<(u64, i64)> = vec![(segment, 1)];
+        if header.previous_version_seq != 0 {
+            changes.push((self.geometry().segment_of(header.previous_version_block), -1));
+        }
+        self.change_table(header.seq, &changes, |entry, delta, is_own| {
+            entry.live = entry
+                .live
+                .saturating_add_signed(i32::try_from(*delta).unwrap_or_default());
+            if is_own {
+                entry.newest_issue_day = entry.newest_issue_day.max(header.issued_day);
+            }
+        })
+    }
+
+    fn apply_seal(&mut self, header: &Header) -> Result<()> {
+        let geometry = self.geometry();
+        let segment = geometry.segment_of(header.block);
+        let seal_block = u32::try_from(header.block - geometry.first_block(segment)).unwrap_or_default();
+        let Some((next, generation)) = seal_link(header, geometry) else {
+            return Err(Error::Corrupt(format!(
+                "Seal at block {} links nowhere",
+                header.block
+            )));
+        };
+        let first_seq = header.seq + 1;
+        self.change_table(
+            header.seq,
+            &[(segment, true), (next, false)],
+            |entry, is_sealed, _| {
+                if *is_sealed {
+                    entry.state = SegmentState::Sealed;
+                    entry.seal_block = seal_block;
+                } else {
+                    *entry = TableEntry {
+                        generation,
+                        state: SegmentState::Open,
+                        first_seq,
+                        ..TableEntry::default()
+                    };
+                }
+            },
+        )
+    }
+
+    /// Stages changes of table entries, unless their page shows the effect of `seq` already. The first change is the record's own
+    /// segment.
+    fn change_table<T>(
+        &mut self,
+        seq: u64,
+        changes: &[(u64, T)],
+        change: impl Fn(&mut TableEntry, &T, bool),
+    ) -> Result<()> {
+        let mut fresh = Vec::new();
+        for (position, (segment, what)) in changes.iter().enumerate() {
+            let (page_no, slot) = self.geometry().table_slot(*segment);
+            // staged even when nothing changes: a crash may have torn the page
+            let page = self.store.stage(self.device, page_no, PageKind::Table)?;
+            if table::applied_seq(page) < seq {
+                fresh.push((page_no, slot, what, position == 0));
+            }
+        }
+        for (page_no, slot, what, is_own) in fresh {
+            let page = self.store.stage(self.device, page_no, PageKind::Table)?;
+            let mut entry = table::entry(page, slot)?;
+            change(&mut entry, what, is_own);
+            table::set_entry(page, slot, &entry);
+            table::set_applied_seq(page, seq);
+        }
+        Ok(())
+    }
+
+    /// What the table says of a segment.
+    ///
+    /// # Errors
+    /// A device error or [`Error::Corrupt`].
+    pub fn table_entry(&mut self, segment: u64) -> Result<TableEntry> {
+        let (page_no, position) = self.geometry().table_slot(segment);
+        table::entry(self.store.load(self.device, page_no, PageKind::Table)?, position)
+    }
+}

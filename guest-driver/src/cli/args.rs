@@ -1,0 +1,93 @@
+//! Arguments.
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Stores and reads receipts by path on a disk that several virtual machines share.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 ok, 1 other error, 2 usage, 3 not found, 4 pending, 5 corrupt, 6 no space, 7 busy or read-only, 8 refused."
+)]
+pub struct Args {
+    /// Block device or file; the default is the disk whose serial begins with `receiptdisk`.
+    #[arg(long, global = true, value_name = "DEV")]
+    pub device: Option<PathBuf>,
+    /// One JSON object a line instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Wait this long for another writing process, or for a pending receipt.
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 0)]
+    pub wait: u64,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a store.
+    Format {
+        /// Bytes of a segment (K, M, G); the default suits the size of the device.
+        #[arg(long, value_name = "SIZE", value_parser = super::size::parse)]
+        segment_size: Option<u64>,
+        /// Overwrite what is on the device.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Store receipts; each path is printed as soon as it is durable.
+    Put {
+        /// Path of the receipt.
+        #[arg(required_unless_present = "batch", conflicts_with = "batch")]
+        path: Option<String>,
+        /// File to store, `-` = standard input.
+        #[arg(required_unless_present = "batch", conflicts_with = "batch")]
+        file: Option<PathBuf>,
+        /// Store every file of a folder, or of a list with lines `PATH<TAB>FILE` (`-` = standard input).
+        #[arg(long, value_name = "DIR|MANIFEST")]
+        batch: Option<PathBuf>,
+        /// Put this before each path of the batch.
+        #[arg(long, requires = "batch", value_name = "P")]
+        prefix: Option<String>,
+        /// Print locators: a get by locator is one read.
+        #[arg(long)]
+        locator: bool,
+        /// Other data under a path becomes its next version.
+        #[arg(long)]
+        new_version: bool,
+    },
+    /// Read a receipt; its hash is checked before the first byte is written.
+    Get {
+        /// Path or locator.
+        #[arg(required_unless_present = "batch", conflicts_with = "batch")]
+        path: Option<String>,
+        /// File to write, `-` = standard output.
+        #[arg(short, long, value_name = "FILE", default_value = "-")]
+        output: PathBuf,
+        /// An older version; 1 is the first.
+        #[arg(long, value_name = "N", conflicts_with = "batch")]
+        version: Option<u16>,
+        /// Read every path or locator of a list, one a line (`-` = standard input), as the lines arrive.
+        #[arg(long, value_name = "LIST", requires = "to")]
+        batch: Option<PathBuf>,
+        /// Folder for the receipts of the list, each under its path.
+        #[arg(long, value_name = "DIR", requires = "batch")]
+        to: Option<PathBuf>,
+    },
+    /// Say what is known about a receipt.
+    Stat {
+        /// Path.
+        path: String,
+    },
+    /// List paths, newest first.
+    Ls {
+        /// Only paths that begin with this.
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+    /// Say what the store is.
+    Info,
+    /// Check every record and every index entry; name each bad path.
+    Verify,
+}

@@ -1,0 +1,106 @@
+//! `receipt get`.
+
+use super::args::{Args, Command};
+use super::{complain, file_error, open_reader, say, show, write_stdout};
+use receipt_store::{Error, Locator, RawDevice, Reader, Receipt, ReceiptPath, Result};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+pub fn run(args: &Args) -> Result<u8> {
+    let Command::Get {
+        path,
+        output,
+        version,
+        batch,
+        to,
+    } = &args.command
+    else {
+        return Err(Error::Usage("not a get".to_owned()));
+    };
+    let reader = open_reader(args)?;
+    if let (Some(list), Some(to)) = (batch, to) {
+        return get_batch(args, &reader, list, to);
+    }
+    let Some(path) = path else {
+        return Err(Error::Usage("get needs PATH".to_owned()));
+    };
+    let receipt = get(args, &reader, path, *version)?;
+    if output == Path::new("-") {
+        write_stdout(receipt.data(), b"")?;
+        if args.json {
+            eprintln!("{}", show::stat_json(&receipt.stat()));
+        }
+    } else {
+        std::fs::write(output, receipt.data()).map_err(|error| file_error(output, error))?;
+        if args.json {
+            say(&show::stat_json(&receipt.stat()).to_string())?;
+        }
+    }
+    Ok(0)
+}
+
+/// Reads a path or a locator; a pending one again as long as `--wait` says.
+fn get(args: &Args, reader: &Reader<RawDevice>, text: &str, version: Option<u16>) -> Result<Receipt> {
+    let deadline = Instant::now() + Duration::from_secs(args.wait);
+    loop {
+        match get_once(reader, text, version) {
+            Err(Error::Pending { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn get_once(reader: &Reader<RawDevice>, text: &str, version: Option<u16>) -> Result<Receipt> {
+    if let Some(locator) = Locator::parse(text) {
+        match reader.get_locator(&locator) {
+            Err(Error::NotFound { .. }) => {} // a path may look like a locator
+            answer => return answer,
+        }
+    }
+    let path = ReceiptPath::new(text)?;
+    match version {
+        Some(version) => reader.get_version(&path, version),
+        None => reader.get(&path),
+    }
+}
+
+fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path) -> Result<u8> {
+    let input: Box<dyn BufRead> = if list == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(BufReader::new(
+            std::fs::File::open(list).map_err(|error| file_error(list, error))?,
+        ))
+    };
+    let mut first_code = 0;
+    for line in input.lines() {
+        let line = line.map_err(|error| file_error(list, error))?;
+        if line.is_empty() {
+            continue;
+        }
+        if let Err(error) = get_to(args, reader, &line, to) {
+            let code = complain(args, &error);
+            first_code = if first_code == 0 { code } else { first_code };
+        }
+    }
+    Ok(first_code)
+}
+
+/// Reads one receipt into its file below `to`. The rules of paths (no `..`, no empty part) keep it below.
+fn get_to(args: &Args, reader: &Reader<RawDevice>, text: &str, to: &Path) -> Result<()> {
+    let receipt = get(args, reader, text, None)?;
+    let stat = receipt.stat();
+    let file = to.join(stat.path.as_str());
+    if let Some(dir) = file.parent() {
+        std::fs::create_dir_all(dir).map_err(|error| file_error(dir, error))?;
+    }
+    std::fs::write(&file, receipt.data()).map_err(|error| file_error(&file, error))?;
+    if args.json {
+        say(&show::stat_json(&stat).to_string())
+    } else {
+        say(stat.path.as_str())
+    }
+}

@@ -1,0 +1,150 @@
+//! The command line: arguments to library calls, answers to text or JSON, errors to exit codes.
+
+pub mod args;
+mod get;
+mod put;
+mod queue;
+mod show;
+pub mod size;
+
+use args::{Args, Command};
+use receipt_store::{Error, FormatOptions, RawDevice, Reader, Result, Writer, WriterOptions};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Runs a command; returns its exit code.
+pub fn run(args: &Args) -> u8 {
+    match dispatch(args) {
+        Ok(code) => code,
+        Err(error) => complain(args, &error),
+    }
+}
+
+fn dispatch(args: &Args) -> Result<u8> {
+    match &args.command {
+        Command::Format { segment_size, force } => format(args, *segment_size, *force),
+        Command::Put { .. } => put::run(args),
+        Command::Get { .. } => get::run(args),
+        Command::Stat { path } => show::stat(args, path),
+        Command::Ls { prefix } => show::list(args, prefix),
+        Command::Info => show::info(args),
+        Command::Verify => show::verify(args),
+    }
+}
+
+/// Prints one line for an error; returns its exit code.
+fn complain(args: &Args, error: &Error) -> u8 {
+    if let Error::File { name, source } = error
+        && name == STDOUT
+        && source.kind() == std::io::ErrorKind::BrokenPipe
+    {
+        return 0; // whoever read our output has seen enough
+    }
+    let code = error.exit_code();
+    if args.json {
+        let line = serde_json::json!({ "error": error.to_string(), "exit_code": code });
+        eprintln!("{line}");
+    } else {
+        eprintln!("receipt: {error}");
+    }
+    code
+}
+
+const STDOUT: &str = "standard output";
+
+/// Prints one line, flushed.
+fn say(line: &str) -> Result<()> {
+    write_stdout(line.as_bytes(), b"\n")
+}
+
+fn write_stdout(bytes: &[u8], end: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let done = out
+        .write_all(bytes)
+        .and_then(|()| out.write_all(end))
+        .and_then(|()| out.flush());
+    done.map_err(|source| Error::File {
+        name: STDOUT.to_owned(),
+        source,
+    })
+}
+
+fn file_error(name: &std::path::Path, source: std::io::Error) -> Error {
+    Error::File {
+        name: name.display().to_string(),
+        source,
+    }
+}
+
+fn device_path(args: &Args) -> Result<PathBuf> {
+    match &args.device {
+        Some(path) => Ok(path.clone()),
+        None => receipt_store::discover::find_device(),
+    }
+}
+
+fn open_reader(args: &Args) -> Result<Reader<RawDevice>> {
+    let path = device_path(args)?;
+    Ok(Reader::new(
+        RawDevice::open_reader(&path)?,
+        &path.display().to_string(),
+    ))
+}
+
+/// Opens the device for writing, waiting for another process as long as `--wait` says.
+fn open_writing_device(args: &Args) -> Result<(RawDevice, String)> {
+    let path = device_path(args)?;
+    let deadline = Instant::now() + Duration::from_secs(args.wait);
+    loop {
+        match RawDevice::open_writer(&path) {
+            Err(Error::Busy { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(Error::Busy { name }) if args.wait == 0 => {
+                return Err(Error::Busy {
+                    name: format!("{name} (--wait SECONDS waits)"),
+                });
+            }
+            answer => return Ok((answer?, path.display().to_string())),
+        }
+    }
+}
+
+fn open_writer(args: &Args) -> Result<Writer<RawDevice>> {
+    let (device, name) = open_writing_device(args)?;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let guest_name = host.trim().to_owned();
+    Writer::open(
+        device,
+        &WriterOptions {
+            name,
+            guest_name,
+            ..WriterOptions::default()
+        },
+    )
+}
+
+fn format(args: &Args, segment_bytes: Option<u64>, force: bool) -> Result<u8> {
+    let (device, name) = open_writing_device(args)?;
+    let options = FormatOptions {
+        segment_bytes,
+        force,
+        ..FormatOptions::default()
+    };
+    let superblock = receipt_store::format(&device, &options)?;
+    let shape = show::shape(&name, &superblock);
+    if args.json {
+        say(&shape.to_string())?;
+    } else {
+        let (count, bytes) = (
+            superblock.geometry.segment_count,
+            superblock.geometry.segment_bytes,
+        );
+        say(&format!(
+            "{name}: store {} with {count} segments of {bytes} bytes",
+            show::hex(&superblock.uuid)
+        ))?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,214 @@
+//! `receipt put`.
+
+use super::args::{Args, Command};
+use super::queue::{Item, Queue};
+use super::{complain, file_error, open_writer, say};
+use receipt_store::layout::DATA_BYTES_MAX;
+use receipt_store::{Error, Put, RawDevice, ReceiptPath, Result, Stored, Writer};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+struct Options<'a> {
+    args: &'a Args,
+    is_new_version: bool,
+    has_locator: bool,
+}
+
+pub fn run(args: &Args) -> Result<u8> {
+    let Command::Put {
+        path,
+        file,
+        batch,
+        prefix,
+        locator,
+        new_version,
+    } = &args.command
+    else {
+        return Err(Error::Usage("not a put".to_owned()));
+    };
+    let options = Options {
+        args,
+        is_new_version: *new_version,
+        has_locator: *locator,
+    };
+    if let Some(source) = batch {
+        return put_batch(&options, source, prefix.as_deref().unwrap_or_default());
+    }
+    let (Some(path), Some(file)) = (path, file) else {
+        return Err(Error::Usage("put needs PATH and FILE".to_owned()));
+    };
+    let path = ReceiptPath::new(path)?;
+    let data = read_input(file)?;
+    let mut writer = open_writer(args)?;
+    let result = writer.put(&Put {
+        is_new_version: *new_version,
+        ..Put::new(&path, &data)
+    });
+    let answer = report(&options, result);
+    let closed = writer.close();
+    match answer {
+        Ok(code) => closed.map(|()| code),
+        Err(error) => Err(error),
+    }
+}
+
+/// Prints what was stored; an error of one receipt is printed and becomes the exit code.
+fn report(options: &Options<'_>, result: Result<Stored>) -> Result<u8> {
+    let stored = match result {
+        Ok(stored) => stored,
+        Err(error) => return Ok(complain(options.args, &error)),
+    };
+    let locator = &stored.locator;
+    if options.args.json {
+        let line = serde_json::json!({
+            "path": locator.path.as_str(), "locator": locator.to_string(), "seq": locator.seq,
+            "version": stored.version, "new": stored.is_new,
+        });
+        say(&line.to_string())?;
+    } else if options.has_locator {
+        say(&locator.to_string())?;
+    } else {
+        say(locator.path.as_str())?;
+    }
+    Ok(0)
+}
+
+fn put_batch(options: &Options<'_>, source: &Path, prefix: &str) -> Result<u8> {
+    if source != Path::new("-") && !source.exists() {
+        return Err(file_error(source, std::io::ErrorKind::NotFound.into()));
+    }
+    let mut writer = open_writer(options.args)?;
+    let queue = Queue::default();
+    let (produced, committed) = std::thread::scope(|scope| {
+        let producer = scope.spawn(|| {
+            let code = produce(options.args, source, prefix, &queue);
+            queue.close();
+            code
+        });
+        let committed = commit_all(options, &mut writer, &queue);
+        queue.close();
+        (producer.join(), committed)
+    });
+    let produced = produced.unwrap_or_else(|_| Err(Error::Usage("the reading thread failed".to_owned())));
+    let code = committed?;
+    writer.close()?;
+    Ok(if code == 0 { produced? } else { code })
+}
+
+fn commit_all(options: &Options<'_>, writer: &mut Writer<RawDevice>, queue: &Queue) -> Result<u8> {
+    let mut first_code = 0;
+    loop {
+        let batch = queue.take_batch();
+        if batch.is_empty() {
+            return Ok(first_code);
+        }
+        let puts: Vec<Put<'_>> = batch
+            .iter()
+            .map(|item| Put {
+                is_new_version: options.is_new_version,
+                ..Put::new(&item.path, &item.data)
+            })
+            .collect();
+        for result in writer.commit(&puts)? {
+            let code = report(options, result)?;
+            first_code = if first_code == 0 { code } else { first_code };
+        }
+    }
+}
+
+/// Reads the files of a folder or list into the queue; a bad one is named and the rest goes on.
+fn produce(args: &Args, source: &Path, prefix: &str, queue: &Queue) -> Result<u8> {
+    let mut first_code = 0;
+    let mut offer = |path: Result<String>, file: &Path| {
+        let item = path
+            .and_then(|path| ReceiptPath::new(&(prefix.to_owned() + path.trim_start_matches('/'))))
+            .and_then(|path| {
+                Ok(Item {
+                    path,
+                    data: read_input(file)?,
+                })
+            });
+        match item {
+            Ok(item) => queue.push(item),
+            Err(error) => {
+                let code = complain(args, &error);
+                first_code = if first_code == 0 { code } else { first_code };
+                true
+            }
+        }
+    };
+    if source.is_dir() {
+        walk(source, &mut |file| {
+            let relative = file.strip_prefix(source).unwrap_or(file);
+            let path = relative
+                .to_str()
+                .map(str::to_owned)
+                .ok_or_else(|| Error::BadPath {
+                    path: relative.display().to_string(),
+                    reason: "not UTF-8",
+                });
+            offer(path, file)
+        })?;
+        return Ok(first_code);
+    }
+    let input: Box<dyn BufRead> = if source == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(BufReader::new(
+            File::open(source).map_err(|error| file_error(source, error))?,
+        ))
+    };
+    for line in input.lines() {
+        let line = line.map_err(|error| file_error(source, error))?;
+        if line.is_empty() {
+            continue;
+        }
+        let goes_on = match line.split_once('\t') {
+            Some((path, file)) => offer(Ok(path.to_owned()), Path::new(file)),
+            None => offer(
+                Err(Error::Usage(format!("line {line:?} is not PATH<TAB>FILE"))),
+                Path::new(""),
+            ),
+        };
+        if !goes_on {
+            break;
+        }
+    }
+    Ok(first_code)
+}
+
+/// Visits every file below `dir` in the order of names; `visit` returns false to stop.
+fn walk(dir: &Path, visit: &mut impl FnMut(&Path) -> bool) -> Result<bool> {
+    let entries = std::fs::read_dir(dir).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut paths: Vec<PathBuf> = entries
+        .map_err(|error| file_error(dir, error))?
+        .iter()
+        .map(std::fs::DirEntry::path)
+        .collect();
+    paths.sort();
+    for path in paths {
+        let goes_on = if path.is_dir() {
+            walk(&path, visit)?
+        } else {
+            visit(&path)
+        };
+        if !goes_on {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Reads a file or standard input, at most one byte more than a record can hold.
+fn read_input(file: &Path) -> Result<Vec<u8>> {
+    let mut data = Vec::new();
+    let limit = DATA_BYTES_MAX + 1;
+    let done = if file == Path::new("-") {
+        std::io::stdin().lock().take(limit).read_to_end(&mut data)
+    } else {
+        File::open(file).and_then(|file| file.take(limit).read_to_end(&mut data))
+    };
+    done.map_err(|error| file_error(file, error))?;
+    Ok(data)
+}

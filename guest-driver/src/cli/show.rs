@@ -1,0 +1,112 @@
+//! `receipt stat`, `ls`, `info` and `verify`.
+
+use super::args::Args;
+use super::{open_reader, say};
+use receipt_store::control::Control;
+use receipt_store::{Device, ReceiptPath, Result, Stat, Superblock};
+use serde_json::{Value, json};
+
+/// Lower case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What `stat` and `get --json` say.
+pub fn stat_json(stat: &Stat) -> Value {
+    let header = &stat.header;
+    json!({
+        "path": stat.path.as_str(), "locator": stat.locator().to_string(), "size_bytes": header.data_len,
+        "blake3": hex(&header.data_hash), "seq": header.seq, "version": header.version,
+        "recorded_at_ms": header.recorded_at_ms, "issued_day": header.issued_day, "epoch": header.epoch,
+        "block": header.block, "blocks": header.blocks, "generation": header.generation,
+    })
+}
+
+/// Shape of a store.
+pub fn shape(name: &str, superblock: &Superblock) -> Value {
+    let geometry = &superblock.geometry;
+    json!({
+        "device": name, "uuid": hex(&superblock.uuid), "format": "RS1", "created_at_ms": superblock.created_at_ms,
+        "segment_bytes": geometry.segment_bytes, "segments": geometry.segment_count,
+        "data_segments": geometry.data_segment_count(),
+        "size_bytes": geometry.segment_bytes * geometry.segment_count,
+    })
+}
+
+/// Prints a JSON object as it is, or one `name: value` a line.
+fn say_object(args: &Args, object: &Value) -> Result<()> {
+    if args.json {
+        return say(&object.to_string());
+    }
+    for (name, value) in object.as_object().into_iter().flatten() {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        say(&format!("{name}: {value}"))?;
+    }
+    Ok(())
+}
+
+pub fn stat(args: &Args, path: &str) -> Result<u8> {
+    let stat = open_reader(args)?.stat(&ReceiptPath::new(path)?)?;
+    say_object(args, &stat_json(&stat))?;
+    Ok(0)
+}
+
+pub fn list(args: &Args, prefix: &str) -> Result<u8> {
+    open_reader(args)?.list(prefix, |locator| {
+        if args.json {
+            let line =
+                json!({ "path": locator.path.as_str(), "locator": locator.to_string(), "seq": locator.seq });
+            say(&line.to_string())
+        } else {
+            say(locator.path.as_str())
+        }
+    })?;
+    Ok(0)
+}
+
+pub fn info(args: &Args) -> Result<u8> {
+    let reader = open_reader(args)?;
+    let superblock = reader.superblock()?;
+    let control = Control::read(reader.device(), superblock)?;
+    let name = super::device_path(args)?.display().to_string();
+    let mut object = shape(&name, superblock);
+    let usage = reader.usage()?;
+    let lease = control.lease.as_ref();
+    object["free_segments"] = json!(usage.free_segments);
+    object["free_bytes"] = json!(usage.free_segments * superblock.geometry.segment_bytes);
+    object["receipts"] = json!(usage.live);
+    object["last_seq"] = json!(control.head.published_seq);
+    object["epoch"] = json!(lease.map(|lease| lease.epoch));
+    object["writer_is_open"] = json!(!control.is_closed());
+    object["writer_guest"] = json!(lease.map(|lease| lease.guest_name.clone()));
+    object["device_bytes"] = json!(reader.device().size_bytes());
+    object["direct_io"] = json!(reader.device().is_direct());
+    say_object(args, &object)?;
+    Ok(0)
+}
+
+/// Prints a line for each finding, the path first where it is known; exit code 5 when there is one.
+pub fn verify(args: &Args) -> Result<u8> {
+    let totals = receipt_store::verify::verify(&open_reader(args)?, |finding| {
+        if args.json {
+            let line = json!({ "path": finding.path, "place": finding.place, "fact": finding.fact });
+            return say(&line.to_string());
+        }
+        let name = finding.path.unwrap_or_else(|| "-".to_owned());
+        say(&format!("{name}\t{}: {}", finding.place, finding.fact))
+    })?;
+    let line = format!(
+        "{} records, {} bytes of data, {} index entries, {} findings",
+        totals.records, totals.data_bytes, totals.entries, totals.findings
+    );
+    if args.json {
+        say(&json!({
+            "records": totals.records, "data_bytes": totals.data_bytes, "entries": totals.entries,
+            "findings": totals.findings,
+        })
+        .to_string())?;
+    } else {
+        eprintln!("{line}");
+    }
+    Ok(if totals.findings == 0 { 0 } else { 5 })
+}

@@ -1,0 +1,165 @@
+//! What the store needs of a disk: whole reads and writes of 4 KiB blocks, and a flush.
+//!
+//! The trait has two kinds of implementation: [`crate::raw_device::RawDevice`] (a block device or a file) and the
+//! simulator of the tests, which runs the same reader and writer code through power failures.
+
+use crate::error::{DeviceError, DeviceOp};
+use crate::layout::BLOCK_BYTES_USIZE;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Result of one device operation.
+pub type DeviceResult<T> = std::result::Result<T, DeviceError>;
+
+/// A disk of 4 KiB blocks with a volatile cache. Offsets and lengths are multiples of 4096 bytes.
+pub trait Device {
+    /// Size in bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// Fills all of `buf` from `offset_bytes`.
+    ///
+    /// # Errors
+    /// The device failed or ends before the last byte.
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()>;
+
+    /// Writes all of `buf` at `offset_bytes`; it is visible to every reader on return, durable after the next flush.
+    ///
+    /// # Errors
+    /// The device failed or ends before the last byte; what is on the medium is unknown then.
+    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()>;
+
+    /// Makes every completed write durable.
+    ///
+    /// # Errors
+    /// The device failed; it is unknown which writes are durable.
+    fn flush(&self) -> DeviceResult<()>;
+}
+
+impl<T: Device + ?Sized> Device for &T {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
+        (**self).read(offset_bytes, buf)
+    }
+    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
+        (**self).write(offset_bytes, buf)
+    }
+    fn flush(&self) -> DeviceResult<()> {
+        (**self).flush()
+    }
+}
+
+impl<T: Device + ?Sized> Device for std::sync::Arc<T> {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
+        (**self).read(offset_bytes, buf)
+    }
+    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
+        (**self).write(offset_bytes, buf)
+    }
+    fn flush(&self) -> DeviceResult<()> {
+        (**self).flush()
+    }
+}
+
+/// Checks that a transfer lies inside the device and on block boundaries.
+///
+/// # Errors
+/// `InvalidInput` or `UnexpectedEof` as the source of the [`DeviceError`].
+pub fn check_range(op: DeviceOp, size_bytes: u64, offset_bytes: u64, len_bytes: usize) -> DeviceResult<()> {
+    let block = BLOCK_BYTES_USIZE as u64;
+    let fail = |kind: std::io::ErrorKind, text: &'static str| {
+        Err(DeviceError {
+            op,
+            offset_bytes,
+            len_bytes,
+            source: std::io::Error::new(kind, text),
+        })
+    };
+    if !offset_bytes.is_multiple_of(block) || !len_bytes.is_multiple_of(BLOCK_BYTES_USIZE) {
+        return fail(std::io::ErrorKind::InvalidInput, "not on a 4096 byte boundary");
+    }
+    match offset_bytes.checked_add(len_bytes as u64) {
+        Some(end) if end <= size_bytes => Ok(()),
+        _ => fail(std::io::ErrorKind::UnexpectedEof, "beyond the end of the device"),
+    }
+}
+
+/// One block, aligned for direct IO.
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4096))]
+struct AlignedBlock([u8; BLOCK_BYTES_USIZE]);
+
+/// A buffer of whole blocks whose address is a multiple of 4096, as direct IO wants it.
+#[derive(Clone, Default)]
+pub struct AlignedBuf {
+    blocks: Vec<AlignedBlock>,
+}
+
+impl AlignedBuf {
+    /// A buffer of `block_count` zeroed blocks.
+    #[must_use]
+    pub fn zeroed(block_count: usize) -> Self {
+        Self {
+            blocks: vec![AlignedBlock([0; BLOCK_BYTES_USIZE]); block_count],
+        }
+    }
+
+    /// Adds `block_count` zeroed blocks and returns them.
+    pub fn grow(&mut self, block_count: usize) -> &mut [u8] {
+        let start = self.blocks.len();
+        self.blocks.resize(
+            start.saturating_add(block_count),
+            AlignedBlock([0; BLOCK_BYTES_USIZE]),
+        );
+        self.blocks.get_mut(start..).unwrap_or_default().as_mut_bytes()
+    }
+
+    /// Length in blocks.
+    #[must_use]
+    pub fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        self.blocks.as_slice().as_bytes()
+    }
+
+    /// The bytes, writable.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.blocks.as_mut_slice().as_mut_bytes()
+    }
+}
+
+impl std::fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedBuf({} blocks)", self.blocks.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_grow_zeroed() {
+        let mut buf = AlignedBuf::zeroed(1);
+        buf.as_mut_slice().fill(7);
+        assert!(buf.grow(2).iter().all(|b| *b == 0));
+        assert_eq!(buf.as_slice().len(), 3 * 4096);
+        assert_eq!(buf.as_slice().as_ptr().addr() % 4096, 0);
+        assert_eq!(buf.as_slice()[4095], 7);
+    }
+
+    #[test]
+    fn ranges_outside_or_unaligned_are_refused() {
+        assert!(check_range(DeviceOp::Read, 8192, 4096, 4096).is_ok());
+        assert!(check_range(DeviceOp::Read, 8192, 4096, 8192).is_err());
+        assert!(check_range(DeviceOp::Read, 8192, 512, 4096).is_err());
+        assert!(check_range(DeviceOp::Read, 8192, u64::MAX - 4095, 4096).is_err());
+    }
+}

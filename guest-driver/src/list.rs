@@ -1,0 +1,218 @@
+//! Listing, through Summaries: one block each decides whether the list of up to 256 receipts must be read.
+//!
+//! Newest first, so that a path whose newer version was seen is skipped; only paths with several versions cost memory.
+
+use crate::control::{Control, Head};
+use crate::device::{AlignedBuf, Device};
+use crate::error::{Error, Result};
+use crate::layout::{Geometry, PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
+use crate::locator::Locator;
+use crate::log::{Tail, load_tail, read_blocks, read_header};
+use crate::page::{PageId, PageKind, read_page};
+use crate::path::ReceiptPath;
+use crate::reader::Reader;
+use crate::record::{Header, Kind};
+use crate::summary::{Descriptor, Item, decode_items};
+use crate::superblock::Superblock;
+use crate::table::{self, SegmentState, TableEntry};
+use std::collections::HashSet;
+
+/// The Summary or Seal at a block, with its list.
+pub(crate) fn read_summary<D: Device>(
+    device: &D,
+    geometry: &Geometry,
+    block: u64,
+    prefix: &[u8],
+) -> Result<(Header, Descriptor, Vec<Item>)> {
+    let corrupt = |fact: &str| Error::Corrupt(format!("Summary at block {block}: {fact}"));
+    if !geometry.holds_record(block, 1) {
+        return Err(corrupt("address out of bounds"));
+    }
+    let (header, _) = read_header(device, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
+    if header.kind == Kind::Put || !geometry.holds_record(block, header.blocks) {
+        return Err(corrupt("no Summary"));
+    }
+    let descriptor = Descriptor::decode(&header).ok_or_else(|| corrupt("descriptor"))?;
+    if !descriptor.may_hold_prefix(prefix) {
+        return Ok((header, descriptor, Vec::new()));
+    }
+    let buf: AlignedBuf = read_blocks(device, block, header.blocks)?;
+    let data = header
+        .data(buf.as_slice())
+        .map_err(|fault| corrupt(&fault.to_string()))?;
+    let items = decode_items(data).ok_or_else(|| corrupt("list"))?;
+    Ok((header, descriptor, items))
+}
+
+/// Segments in use with their table entries.
+pub(crate) fn used_segments<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+) -> Result<Vec<(u64, TableEntry)>> {
+    let geometry = &superblock.geometry;
+    let mut used = Vec::new();
+    for number in 0..geometry.segment_count.div_ceil(TABLE_ENTRIES_PER_PAGE) {
+        let id = PageId {
+            store_id: Some(superblock.store_id()),
+            page_no: PAGE_TABLE + number,
+            kind: PageKind::Table,
+        };
+        let (page, _) = read_page(device, id)?;
+        let first = number * TABLE_ENTRIES_PER_PAGE;
+        let end = geometry.segment_count.min(first + TABLE_ENTRIES_PER_PAGE);
+        for segment in (first..end).filter(|s| geometry.is_data_segment(*s)) {
+            let entry = table::entry(&page, geometry.table_slot(segment).1)?;
+            if entry.state != SegmentState::Free {
+                used.push((segment, entry));
+            }
+        }
+    }
+    Ok(used)
+}
+
+/// Records from the last Summary before the head to the end of what is published, oldest first.
+fn open_end<D: Device>(device: &D, superblock: &Superblock, head: &Head, epoch: u32) -> Result<Vec<Header>> {
+    let geometry = &superblock.geometry;
+    let mut tail: Tail = load_tail(device, geometry, &head.replay, epoch)?;
+    let mut headers = Vec::new();
+    for item in std::mem::take(&mut tail.pending) {
+        if let Ok((header, _)) = read_header(device, item.block)? {
+            headers.push(header);
+        }
+    }
+    while tail.cursor.seq < head.published_seq {
+        match read_header(device, tail.cursor.block)? {
+            Ok((header, hash)) if tail.cursor.accepts(&header, geometry) => {
+                tail.advance(&header, hash, geometry);
+                headers.push(header);
+            }
+            _ => break,
+        }
+    }
+    Ok(headers)
+}
+
+/// Hands out each path once.
+struct Newest<'a, F> {
+    prefix: &'a [u8],
+    replaced: HashSet<Vec<u8>>,
+    visit: F,
+}
+
+impl<F: FnMut(Locator) -> Result<()>> Newest<'_, F> {
+    fn see(&mut self, item: Item, generation: u32) -> Result<()> {
+        if !item.path.starts_with(self.prefix) || self.replaced.contains(&item.path) {
+            return Ok(());
+        }
+        let path = ReceiptPath::from_bytes(&item.path)?;
+        let Item {
+            seq, block, blocks, ..
+        } = item;
+        if item.is_replacement {
+            self.replaced.insert(item.path);
+        }
+        (self.visit)(Locator {
+            path,
+            block,
+            blocks,
+            generation,
+            seq,
+        })
+    }
+}
+
+impl<D: Device> Reader<D> {
+    /// Calls `visit` with every acknowledged path that begins with `prefix` (any bytes, not only whole parts), newest first.
+    ///
+    /// Costs one read a page of the segment table, one or two a Summary (256 receipts or 4 MiB), and one a record since the last
+    /// Summary.
+    ///
+    /// # Errors
+    /// A device error, [`Error::Corrupt`], or what `visit` returns.
+    pub fn list(&self, prefix: &str, visit: impl FnMut(Locator) -> Result<()>) -> Result<()> {
+        let superblock = self.superblock()?;
+        let device = self.device();
+        let geometry = &superblock.geometry;
+        let control = Control::read(device, superblock)?;
+        let replay = &control.head.replay;
+        let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
+        let mut newest = Newest {
+            prefix,
+            replaced: HashSet::new(),
+            visit,
+        };
+        for header in open_end(device, superblock, &control.head, control.head_page.epoch)?
+            .iter()
+            .rev()
+        {
+            if header.kind == Kind::Put {
+                newest.see(Item::of(header), header.generation)?;
+            }
+        }
+        let open_segment = geometry.segment_of(replay.block);
+        self.list_summaries(superblock, replay.summary_block, &mut newest)?;
+        let mut sealed: Vec<(u64, TableEntry)> = used_segments(device, superblock)?
+            .into_iter()
+            .filter(|(segment, entry)| {
+                *segment != open_segment && entry.seal_block != 0 && entry.first_seq <= replay.seq
+            })
+            .collect();
+        sealed.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.first_seq));
+        for (segment, entry) in sealed {
+            self.list_summaries(
+                superblock,
+                geometry.first_block(segment) + u64::from(entry.seal_block),
+                &mut newest,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The Summaries of one segment, from `block` backwards.
+    fn list_summaries<F: FnMut(Locator) -> Result<()>>(
+        &self,
+        superblock: &Superblock,
+        mut block: u64,
+        newest: &mut Newest<'_, F>,
+    ) -> Result<()> {
+        while block != 0 {
+            let (header, descriptor, items) =
+                read_summary(self.device(), &superblock.geometry, block, newest.prefix)?;
+            for item in items.into_iter().rev() {
+                newest.see(item, header.generation)?;
+            }
+            if descriptor.previous_block >= block {
+                return Err(Error::Corrupt(format!("Summary at block {block} links forward")));
+            }
+            block = descriptor.previous_block;
+        }
+        Ok(())
+    }
+}
+
+/// How full a store is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Segments that hold nothing.
+    pub free_segments: u64,
+    /// Receipts by the segment table; a hint after a crash.
+    pub live: u64,
+}
+
+impl<D: Device> Reader<D> {
+    /// Counts segments and receipts: one read a page of the segment table.
+    ///
+    /// # Errors
+    /// A device error or [`Error::Corrupt`].
+    pub fn usage(&self) -> Result<Usage> {
+        let superblock = self.superblock()?;
+        let used = used_segments(self.device(), superblock)?;
+        Ok(Usage {
+            free_segments: superblock
+                .geometry
+                .data_segment_count()
+                .saturating_sub(used.len() as u64),
+            live: used.iter().map(|(_, entry)| u64::from(entry.live)).sum(),
+        })
+    }
+}

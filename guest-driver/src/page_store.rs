@@ -1,0 +1,161 @@
+//! The writer's pages: read once, changed in memory, written together after the flush of a group commit.
+//!
+//! Invariants (the write rule): a page goes to the slot that does not hold its newest version, and at most once between two flushes;
+//! what is staged is not visible to anybody until [`PageStore::write_staged`].
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::layout::{BLOCK_BYTES, CACHED_PAGES_MAX, page_offset};
+use crate::page::{Page, PageId, PageKind, encode_slot, read_page};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Pages of one writer.
+#[derive(Debug)]
+pub struct PageStore {
+    store_id: u64,
+    epoch: u32,
+    pages: HashMap<u64, Page>,
+    staged: BTreeMap<u64, (PageKind, Page)>,
+    written_since_flush: HashSet<u64>,
+    accepts_damaged: bool,
+}
+
+impl PageStore {
+    /// An empty cache for a writer of `epoch`.
+    #[must_use]
+    pub fn new(store_id: u64, epoch: u32) -> Self {
+        Self {
+            store_id,
+            epoch,
+            pages: HashMap::new(),
+            staged: BTreeMap::new(),
+            written_since_flush: HashSet::new(),
+            accepts_damaged: false,
+        }
+    }
+
+    /// During recovery a crash may have torn the pages of the last commits; afterwards a slot that does not verify is rot.
+    pub fn accept_damaged(&mut self, accepts: bool) {
+        self.accepts_damaged = accepts;
+    }
+
+    /// Puts a page that was read already into the cache.
+    pub fn remember(&mut self, page_no: u64, page: Page) {
+        self.pages.insert(page_no, page);
+    }
+
+    /// The page with all staged changes.
+    ///
+    /// # Errors
+    /// A device error, or [`Error::Corrupt`] when a slot is damaged.
+    pub fn load<D: Device>(&mut self, device: &D, page_no: u64, kind: PageKind) -> Result<&Page> {
+        if let Some((_, page)) = self.staged.get(&page_no) {
+            return Ok(page);
+        }
+        if !self.pages.contains_key(&page_no) {
+            let id = PageId {
+                store_id: Some(self.store_id),
+                page_no,
+                kind,
+            };
+            let (page, _) = read_page(device, id)?;
+            if page.is_damaged && !self.accepts_damaged {
+                return Err(Error::Corrupt(format!("page {page_no} has a damaged slot")));
+            }
+            self.pages.insert(page_no, page);
+        }
+        self.pages
+            .get(&page_no)
+            .ok_or_else(|| Error::Corrupt(format!("page {page_no} is not cached")))
+    }
+
+    /// The page for changing.
+    ///
+    /// # Errors
+    /// As [`PageStore::load`].
+    pub fn stage<D: Device>(&mut self, device: &D, page_no: u64, kind: PageKind) -> Result<&mut Page> {
+        let page = self.load(device, page_no, kind)?.clone();
+        let (_, page) = self.staged.entry(page_no).or_insert((kind, page));
+        Ok(page)
+    }
+
+    /// Writes every staged page once, none flushed.
+    ///
+    /// # Errors
+    /// A device error; which pages are written is unknown then.
+    pub fn write_staged<D: Device>(&mut self, device: &D) -> Result<()> {
+        for (page_no, (kind, page)) in std::mem::take(&mut self.staged) {
+            self.write(device, page_no, kind, page)?;
+        }
+        Ok(())
+    }
+
+    /// Writes one page to the slot that does not hold its newest version. Only the content of `page` counts.
+    ///
+    /// # Errors
+    /// A device error.
+    pub fn write<D: Device>(&mut self, device: &D, page_no: u64, kind: PageKind, page: Page) -> Result<()> {
+        assert!(
+            self.written_since_flush.insert(page_no),
+            "page {page_no} written twice between two flushes"
+        );
+        let id = PageId {
+            store_id: Some(self.store_id),
+            page_no,
+            kind,
+        };
+        let (version, slot) = match self.pages.get(&page_no) {
+            Some(old) => (old.version, old.slot),
+            None => read_page(device, id).map(|(old, _)| (old.version, old.slot))?,
+        };
+        let version = version
+            .checked_add(1)
+            .ok_or_else(|| Error::Corrupt("page version".to_owned()))?;
+        let page = Page {
+            version,
+            slot: 1 - slot,
+            epoch: self.epoch,
+            is_damaged: false,
+            ..page
+        };
+        let bytes = encode_slot(self.store_id, page_no, kind, &page);
+        // crash here: this slot may be torn; the other one is durable and the page's change is in the replay window.
+        device.write(
+            page_offset(page_no) + u64::from(page.slot) * BLOCK_BYTES,
+            bytes.as_slice(),
+        )?;
+        self.pages.insert(page_no, page);
+        Ok(())
+    }
+
+    /// Flushes the device: every page may be written again.
+    ///
+    /// # Errors
+    /// A device error; the writer must stop then.
+    pub fn flush<D: Device>(&mut self, device: &D) -> Result<()> {
+        device.flush()?;
+        self.written_since_flush.clear();
+        Ok(())
+    }
+
+    /// Whether a page was written since the last flush.
+    #[must_use]
+    pub fn has_unflushed(&self) -> bool {
+        !self.written_since_flush.is_empty()
+    }
+
+    /// Page numbers and pages with staged changes.
+    pub fn staged(&self) -> impl Iterator<Item = (u64, PageKind, &Page)> {
+        self.staged
+            .iter()
+            .map(|(page_no, (kind, page))| (*page_no, *kind, page))
+    }
+
+    /// Forgets clean pages when there are too many.
+    pub fn shrink(&mut self) {
+        assert!(self.staged.is_empty(), "shrinking between commits only");
+        if self.pages.len() > CACHED_PAGES_MAX {
+            self.pages.clear();
+        }
+    }
+}

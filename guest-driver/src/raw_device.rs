@@ -1,0 +1,140 @@
+//! A block device or a file as a [`Device`], with direct IO: a page cache would hide what the other guests write.
+//!
+//! Invariant: a block device is never read or written through the page cache.
+
+use crate::device::{AlignedBuf, Device, DeviceResult, check_range};
+use crate::error::{DeviceError, DeviceOp, Error, Result};
+use crate::layout::BLOCK_BYTES_USIZE;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
+
+/// An open device.
+#[derive(Debug)]
+pub struct RawDevice {
+    file: File,
+    size_bytes: u64,
+    is_direct: bool,
+}
+
+impl RawDevice {
+    /// Opens a device for reading.
+    ///
+    /// # Errors
+    /// [`Error::CannotOpen`] names the device.
+    pub fn open_reader(path: &Path) -> Result<Self> {
+        Self::open(path, OFlags::RDONLY).map_err(|errno| cannot_open(path, errno))
+    }
+
+    /// Opens a device for the one writing process of this machine (`O_EXCL` on a block device, and `flock`).
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when another process has it, [`Error::ReadOnly`] when the disk or the permissions forbid writing.
+    pub fn open_writer(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let is_block = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+        let exclusive = if is_block { OFlags::EXCL } else { OFlags::empty() };
+        let device = Self::open(path, OFlags::RDWR | exclusive).map_err(|errno| match errno {
+            Errno::BUSY => Error::Busy { name: name.clone() },
+            Errno::ROFS | Errno::ACCESS | Errno::PERM => Error::ReadOnly {
+                name: name.clone(),
+                reason: std::io::Error::from(errno).to_string(),
+            },
+            errno => cannot_open(path, errno),
+        })?;
+        match rustix::fs::flock(&device.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(device),
+            Err(Errno::WOULDBLOCK) => Err(Error::Busy { name }),
+            Err(errno) => Err(cannot_open(path, errno)),
+        }
+    }
+
+    fn open(path: &Path, flags: OFlags) -> std::result::Result<Self, Errno> {
+        let flags = flags | OFlags::CLOEXEC;
+        let (fd, is_direct) = match rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()) {
+            Ok(fd) => (fd, true),
+            // A file on a file system without direct IO (tmpfs): nobody else's writes bypass its page cache.
+            Err(Errno::INVAL) if std::fs::metadata(path).is_ok_and(|meta| meta.is_file()) => {
+                (rustix::fs::open(path, flags, Mode::empty())?, false)
+            }
+            Err(errno) => return Err(errno),
+        };
+        let size_bytes = rustix::fs::seek(&fd, rustix::fs::SeekFrom::End(0))?;
+        Ok(Self {
+            file: File::from(fd),
+            size_bytes,
+            is_direct,
+        })
+    }
+
+    /// Whether the page cache is bypassed.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.is_direct
+    }
+
+    fn is_aligned(&self, buf: &[u8]) -> bool {
+        !self.is_direct || buf.as_ptr().addr().is_multiple_of(BLOCK_BYTES_USIZE)
+    }
+}
+
+fn cannot_open(path: &Path, errno: Errno) -> Error {
+    Error::CannotOpen {
+        name: path.display().to_string(),
+        source: errno.into(),
+    }
+}
+
+impl Device for RawDevice {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
+        let len_bytes = buf.len();
+        check_range(DeviceOp::Read, self.size_bytes, offset_bytes, len_bytes)?;
+        let done = if self.is_aligned(buf) {
+            self.file.read_exact_at(buf, offset_bytes)
+        } else {
+            let mut aligned = AlignedBuf::zeroed(len_bytes / BLOCK_BYTES_USIZE);
+            let done = self.file.read_exact_at(aligned.as_mut_slice(), offset_bytes);
+            buf.copy_from_slice(aligned.as_slice());
+            done
+        };
+        done.map_err(|source| DeviceError {
+            op: DeviceOp::Read,
+            offset_bytes,
+            len_bytes,
+            source,
+        })
+    }
+
+    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
+        let len_bytes = buf.len();
+        check_range(DeviceOp::Write, self.size_bytes, offset_bytes, len_bytes)?;
+        let done = if self.is_aligned(buf) {
+            self.file.write_all_at(buf, offset_bytes)
+        } else {
+            let mut aligned = AlignedBuf::zeroed(len_bytes / BLOCK_BYTES_USIZE);
+            aligned.as_mut_slice().copy_from_slice(buf);
+            self.file.write_all_at(aligned.as_slice(), offset_bytes)
+        };
+        done.map_err(|source| DeviceError {
+            op: DeviceOp::Write,
+            offset_bytes,
+            len_bytes,
+            source,
+        })
+    }
+
+    fn flush(&self) -> DeviceResult<()> {
+        rustix::fs::fdatasync(&self.file).map_err(|errno| DeviceError {
+            op: DeviceOp::Flush,
+            offset_bytes: 0,
+            len_bytes: 0,
+            source: errno.into(),
+        })
+    }
+}

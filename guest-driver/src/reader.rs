@@ -1,0 +1,344 @@
+//! Reading by path, from nothing but the disk. A reader registers nowhere and holds no lock.
+//!
+//! Invariants: no byte is handed out before it matches its hash; "not found" is final only after the bucket was read again behind the
+//! head and the replay window was searched, so an acknowledged receipt is never "not found".
+
+use crate::control::Control;
+use crate::device::{AlignedBuf, Device};
+use crate::error::{Error, Result};
+use crate::index::{Entry, Found, IndexPage, search};
+use crate::layout::GET_ATTEMPTS_MAX;
+use crate::locator::Locator;
+use crate::log::{read_blocks, read_header};
+use crate::page::{PageId, PageKind, read_page};
+use crate::path::{PathHash, ReceiptPath};
+use crate::record::{Header, Kind, RecordFault};
+use crate::superblock::Superblock;
+use crate::window::Window;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// A receipt that was read and verified.
+#[derive(Debug)]
+pub struct Receipt {
+    path: ReceiptPath,
+    header: Header,
+    buf: AlignedBuf,
+}
+
+impl Receipt {
+    /// Takes the blocks of a record and checks the data against its hash.
+    ///
+    /// # Errors
+    /// [`RecordFault::BadData`].
+    pub fn verified(
+        path: ReceiptPath,
+        header: Header,
+        buf: AlignedBuf,
+    ) -> std::result::Result<Self, RecordFault> {
+        header.data(buf.as_slice())?;
+        Ok(Self { path, header, buf })
+    }
+
+    /// The bytes that were stored.
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
+        let start = self.header.len_bytes();
+        let len = usize::try_from(self.header.data_len).unwrap_or_default();
+        self.buf
+            .as_slice()
+            .get(start..start.saturating_add(len))
+            .unwrap_or_default()
+    }
+
+    /// What is known about them.
+    #[must_use]
+    pub fn stat(&self) -> Stat {
+        Stat {
+            path: self.path.clone(),
+            header: self.header.clone(),
+        }
+    }
+}
+
+/// What the header of a receipt says; its data was not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Path.
+    pub path: ReceiptPath,
+    /// Header of the record.
+    pub header: Header,
+}
+
+impl Stat {
+    /// The address of this version.
+    #[must_use]
+    pub fn locator(&self) -> Locator {
+        Locator {
+            path: self.path.clone(),
+            block: self.header.block,
+            blocks: self.header.blocks,
+            generation: self.header.generation,
+            seq: self.header.seq,
+        }
+    }
+}
+
+/// Reads receipts. One reader serves any number of threads when its device does.
+#[derive(Debug)]
+pub struct Reader<D> {
+    device: D,
+    name: String,
+    superblock: OnceLock<Superblock>,
+    window: Mutex<Window>,
+}
+
+/// What one attempt found.
+enum Attempt<T> {
+    Hit(T),
+    /// The record is not the one that the index names: the index changed meanwhile, or it is damage.
+    Mismatch(String),
+    Miss(Found),
+}
+
+impl<D: Device> Reader<D> {
+    /// A reader of `device`; `name` is for messages. Nothing is read yet.
+    pub fn new(device: D, name: &str) -> Self {
+        Self {
+            device,
+            name: name.to_owned(),
+            superblock: OnceLock::new(),
+            window: Mutex::default(),
+        }
+    }
+
+    /// The superblock, read once.
+    ///
+    /// # Errors
+    /// As [`Superblock::read`].
+    pub fn superblock(&self) -> Result<&Superblock> {
+        if let Some(superblock) = self.superblock.get() {
+            return Ok(superblock);
+        }
+        let superblock = Superblock::read(&self.device, &self.name)?;
+        Ok(self.superblock.get_or_init(|| superblock))
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Reads and verifies the newest version: 3 device reads cold, 2 warm.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Pending`], [`Error::CorruptReceipt`], or a device error.
+    pub fn get(&self, path: &ReceiptPath) -> Result<Receipt> {
+        self.find(path, |entry| self.read_record(path, entry))
+    }
+
+    /// Reads the header of the newest version: 3 device reads cold, 2 warm, whatever the size of the data.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    pub fn stat(&self, path: &ReceiptPath) -> Result<Stat> {
+        self.find(path, |entry| self.read_stat(path, entry))
+    }
+
+    /// Reads an older version; 1 is the first. One more device read a version back.
+    ///
+    /// # Errors
+    /// As [`Reader::get`]; [`Error::NotFound`] when there are fewer versions.
+    pub fn get_version(&self, path: &ReceiptPath, version: u16) -> Result<Receipt> {
+        let mut stat = self.stat(path)?;
+        if version == 0 || version > stat.header.version {
+            return Err(Error::NotFound {
+                path: format!("{path} version {version}"),
+            });
+        }
+        while stat.header.version > version {
+            let (block, seq) = (
+                stat.header.previous_version_block,
+                stat.header.previous_version_seq,
+            );
+            let corrupt = |fact: &str| Error::CorruptReceipt {
+                path: path.to_string(),
+                fact: format!("older version at block {block}: {fact}"),
+            };
+            if !self.superblock()?.geometry.holds_record(block, 1) {
+                return Err(corrupt("address out of bounds"));
+            }
+            let (header, _) =
+                read_header(&self.device, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
+            let is_older = header.version < stat.header.version;
+            if header.seq != seq || header.meta != path.as_str().as_bytes() || !is_older {
+                return Err(corrupt("another record"));
+            }
+            stat.header = header;
+        }
+        let locator = stat.locator();
+        locator.read(&self.device)?.ok_or_else(|| Error::CorruptReceipt {
+            path: path.to_string(),
+            fact: format!("version {version} changed while it was read"),
+        })
+    }
+
+    /// Reads by locator with one device read; one that does not fit any more falls back to its path.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    pub fn get_locator(&self, locator: &Locator) -> Result<Receipt> {
+        match locator.read(&self.device)? {
+            Some(receipt) => Ok(receipt),
+            None => self.get(&locator.path),
+        }
+    }
+
+    fn find<T>(&self, path: &ReceiptPath, read: impl Fn(&Entry) -> Result<Attempt<T>>) -> Result<T> {
+        let superblock = self.superblock()?;
+        let hash = superblock.path_hash(path.as_str().as_bytes());
+        let mut fact = String::new();
+        for _ in 0..GET_ATTEMPTS_MAX {
+            match self.attempt(superblock, hash, &read)? {
+                Attempt::Hit(hit) => return Ok(hit),
+                Attempt::Mismatch(found) => {
+                    fact = found;
+                    continue;
+                }
+                Attempt::Miss(_) => {}
+            }
+            // A miss: the put may have been acknowledged since the bucket was read, or lie in the replay window.
+            let control = Control::read(&self.device, superblock)?;
+            match self.attempt(superblock, hash, &read)? {
+                Attempt::Hit(hit) => return Ok(hit),
+                Attempt::Mismatch(found) => fact = found,
+                Attempt::Miss(found) => return Err(self.why_missing(superblock, path, &control, &found)?),
+            }
+        }
+        Err(Error::CorruptReceipt {
+            path: path.to_string(),
+            fact,
+        })
+    }
+
+    fn attempt<T>(
+        &self,
+        superblock: &Superblock,
+        hash: PathHash,
+        read: &impl Fn(&Entry) -> Result<Attempt<T>>,
+    ) -> Result<Attempt<T>> {
+        let found = self.search_buckets(superblock, hash)?;
+        for (_, entry) in &found.entries {
+            match read(entry)? {
+                Attempt::Miss(_) => {} // another path with the same tag
+                answer => return Ok(answer),
+            }
+        }
+        Ok(Attempt::Miss(found))
+    }
+
+    /// Searches the bucket in every index region, the newest first.
+    pub(crate) fn search_buckets(&self, superblock: &Superblock, hash: PathHash) -> Result<Found> {
+        let geometry = &superblock.geometry;
+        let mut all = Found::default();
+        for region in geometry.regions.iter().rev() {
+            let home = geometry.home_page(region, hash.bucket);
+            let found = search(geometry, home, hash.tag, |page_no| {
+                self.index_page(superblock, page_no)
+            })?;
+            all.entries.extend(found.entries);
+            all.pages.extend(found.pages);
+            all.is_damaged |= found.is_damaged;
+        }
+        Ok(all)
+    }
+
+    /// One index page and whether a slot of it is damaged: one device read of 8 KiB.
+    pub(crate) fn index_page(&self, superblock: &Superblock, page_no: u64) -> Result<(IndexPage, bool)> {
+        let id = PageId {
+            store_id: Some(superblock.store_id()),
+            page_no,
+            kind: PageKind::Index,
+        };
+        let (page, _) = read_page(&self.device, id)?;
+        Ok((
+            IndexPage::decode(&page, page_no, &superblock.geometry)?,
+            page.is_damaged,
+        ))
+    }
+
+    fn why_missing(
+        &self,
+        superblock: &Superblock,
+        path: &ReceiptPath,
+        control: &Control,
+        found: &Found,
+    ) -> Result<Error> {
+        let name = path.to_string();
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if !control.is_closed() {
+            window.extend(&self.device, superblock, control)?;
+            if window.holds(path) {
+                return Ok(Error::Pending { path: name });
+            }
+        }
+        let is_rot = found.is_damaged && (control.is_closed() || !window.explains(superblock, &found.pages));
+        Ok(if is_rot {
+            Error::CorruptReceipt {
+                path: name,
+                fact: "its index page has a damaged slot".to_owned(),
+            }
+        } else {
+            Error::NotFound { path: name }
+        })
+    }
+
+    fn read_record(&self, path: &ReceiptPath, entry: &Entry) -> Result<Attempt<Receipt>> {
+        let buf = read_blocks(&self.device, entry.block, entry.blocks)?;
+        let header = match Header::parse(buf.as_slice()) {
+            Ok((header, _)) => header,
+            Err(fault) => return Ok(mismatch(entry, &fault.to_string())),
+        };
+        match check(path, entry, &header) {
+            Attempt::Hit(()) => {}
+            Attempt::Mismatch(fact) => return Ok(Attempt::Mismatch(fact)),
+            Attempt::Miss(found) => return Ok(Attempt::Miss(found)),
+        }
+        Ok(match Receipt::verified(path.clone(), header, buf) {
+            Ok(receipt) => Attempt::Hit(receipt),
+            Err(fault) => mismatch(entry, &fault.to_string()),
+        })
+    }
+
+    fn read_stat(&self, path: &ReceiptPath, entry: &Entry) -> Result<Attempt<Stat>> {
+        let header = match read_header(&self.device, entry.block)? {
+            Ok((header, _)) => header,
+            Err(fault) => return Ok(mismatch(entry, &fault.to_string())),
+        };
+        Ok(match check(path, entry, &header) {
+            Attempt::Hit(()) => Attempt::Hit(Stat {
+                path: path.clone(),
+                header,
+            }),
+            Attempt::Mismatch(fact) => Attempt::Mismatch(fact),
+            Attempt::Miss(found) => Attempt::Miss(found),
+        })
+    }
+}
+
+fn mismatch<T>(entry: &Entry, fact: &str) -> Attempt<T> {
+    Attempt::Mismatch(format!("record {} at block {}: {fact}", entry.seq, entry.block))
+}
+
+/// Whether the record is the one that the entry names, and of this path.
+fn check(path: &ReceiptPath, entry: &Entry, header: &Header) -> Attempt<()> {
+    let is_named = header.kind == Kind::Put
+        && (header.block, header.blocks) == (entry.block, entry.blocks)
+        && (header.seq, header.generation) == (entry.seq, entry.generation);
+    if !is_named {
+        return mismatch(entry, "another record lies there");
+    }
+    if header.meta != path.as_str().as_bytes() {
+        return Attempt::Miss(Found::default());
+    }
+    Attempt::Hit(())
+}

@@ -1,0 +1,347 @@
+//! Records: immutable, appended, never crossing a segment. Header of 144 bytes, then a path (or the descriptor of a
+//! Summary), then data; the whole padded to 4 KiB.
+//!
+//! Invariants: sequences grow by one without a gap; `prev_hash` is the hash of the header before, `data_hash` that of the
+//! data, so the chain of headers vouches for every byte ever stored.
+
+use crate::layout::{BLOCK_BYTES, DATA_BYTES_MAX, PATH_BYTES_MAX};
+use crate::summary::DESCRIPTOR_BYTES_MAX;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// First bytes of a record.
+pub const RECORD_MAGIC: [u8; 4] = *b"RSRC";
+/// Bytes of the fixed header.
+pub const HEADER_BYTES: usize = 144;
+/// Flag: the first record of a group commit. The one before it was flushed when this one was written.
+pub const FLAG_BATCH_START: u16 = 1;
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A receipt.
+    Put,
+    /// A list of the records since the last Summary.
+    Summary,
+    /// The Summary that ends a segment and links to the next.
+    Seal,
+}
+
+impl Kind {
+    /// The number on disk. 2 to 5 are kept for tombstones, erasures, holds and policies.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Put => 1,
+            Self::Summary => 6,
+            Self::Seal => 7,
+        }
+    }
+
+    fn from_number(number: u8) -> Option<Self> {
+        [Self::Put, Self::Summary, Self::Seal]
+            .into_iter()
+            .find(|k| k.number() == number)
+    }
+}
+
+/// The fixed header on disk.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RecordRaw {
+    /// `RSRC`.
+    pub magic: [u8; 4],
+    /// CRC-32C of byte 8 to the end of the padded path.
+    pub header_crc32c: U32,
+    /// Sequence, from 1, no gaps.
+    pub seq: U64,
+    /// Epoch of the writer.
+    pub epoch: U32,
+    /// Generation of the segment.
+    pub generation: U32,
+    /// Block of this record.
+    pub self_block: U64,
+    /// Blocks of this record.
+    pub blocks: U32,
+    /// [`Kind`].
+    pub kind: u8,
+    /// Retention class.
+    pub class: u8,
+    /// Bytes of the path (or descriptor), not padded.
+    pub path_len: U16,
+    /// Bytes of data.
+    pub data_len: U64,
+    /// Milliseconds since 1970 when the record was written; informative.
+    pub recorded_at_ms: U64,
+    /// Days since 1970 when the receipt was issued.
+    pub issued_day: U32,
+    /// Flags.
+    pub flags: U16,
+    /// Version of the path, from 1.
+    pub version: U16,
+    /// Block of the version before, 0 = none.
+    pub previous_version_block: U64,
+    /// Sequence of the version before, 0 = none.
+    pub previous_version_seq: U64,
+    /// BLAKE3 of the header (fixed part and padded path) of the record before.
+    pub prev_hash: [u8; 32],
+    /// BLAKE3 of the data.
+    pub data_hash: [u8; 32],
+}
+const _: () = assert!(size_of::<RecordRaw>() == HEADER_BYTES);
+
+/// A header that verifies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Sequence.
+    pub seq: u64,
+    /// Epoch of the writer.
+    pub epoch: u32,
+    /// Generation of the segment.
+    pub generation: u32,
+    /// Block of this record.
+    pub block: u64,
+    /// Blocks of this record.
+    pub blocks: u32,
+    /// Kind.
+    pub kind: Kind,
+    /// Retention class.
+    pub class: u8,
+    /// Path, or the descriptor of a Summary or Seal.
+    pub meta: Vec<u8>,
+    /// Bytes of data.
+    pub data_len: u64,
+    /// Milliseconds since 1970.
+    pub recorded_at_ms: u64,
+    /// Days since 1970.
+    pub issued_day: u32,
+    /// Flags.
+    pub flags: u16,
+    /// Version of the path, from 1; 0 in Summaries and Seals.
+    pub version: u16,
+    /// Block of the version before, 0 = none.
+    pub previous_version_block: u64,
+    /// Sequence of the version before, 0 = none.
+    pub previous_version_seq: u64,
+    /// Hash of the header before.
+    pub prev_hash: [u8; 32],
+    /// Hash of the data.
+    pub data_hash: [u8; 32],
+}
+
+/// Why bytes are no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordFault {
+    /// The bytes do not begin with a record.
+    #[error("no record header")]
+    NoMagic,
+    /// The header does not match its checksum.
+    #[error("header checksum is wrong")]
+    BadHeaderCrc,
+    /// A field is out of bounds.
+    #[error("header field {0} is out of bounds")]
+    BadField(&'static str),
+    /// The data does not match its hash.
+    #[error("data does not match its hash")]
+    BadData,
+}
+
+impl Header {
+    /// Bytes of the header with its padded path.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        HEADER_BYTES + self.meta.len().next_multiple_of(8)
+    }
+
+    /// The header's bytes, checksum included.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let raw = RecordRaw {
+            magic: RECORD_MAGIC,
+            header_crc32c: U32::ZERO,
+            seq: U64::new(self.seq),
+            epoch: U32::new(self.epoch),
+            generation: U32::new(self.generation),
+            self_block: U64::new(self.block),
+            blocks: U32::new(self.blocks),
+            kind: self.kind.number(),
+            class: self.class,
+            path_len: U16::new(u16::try_from(self.meta.len()).unwrap_or(u16::MAX)),
+            data_len: U64::new(self.data_len),
+            recorded_at_ms: U64::new(self.recorded_at_ms),
+            issued_day: U32::new(self.issued_day),
+            flags: U16::new(self.flags),
+            version: U16::new(self.version),
+            previous_version_block: U64::new(self.previous_version_block),
+            previous_version_seq: U64::new(self.previous_version_seq),
+            prev_hash: self.prev_hash,
+            data_hash: self.data_hash,
+        };
+        let mut bytes = vec![0; self.len_bytes()];
+        bytes[..HEADER_BYTES].copy_from_slice(raw.as_bytes());
+        bytes[HEADER_BYTES..HEADER_BYTES + self.meta.len()].copy_from_slice(&self.meta);
+        let crc = crc32c::crc32c(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header from the first bytes of a record (4096 are always enough). Returns it with its hash, which the
+    /// next record carries.
+    ///
+    /// # Errors
+    /// The first [`RecordFault`].
+    pub fn parse(bytes: &[u8]) -> Result<(Self, [u8; 32]), RecordFault> {
+        let (raw, _) = RecordRaw::ref_from_prefix(bytes).map_err(|_| RecordFault::NoMagic)?;
+        if raw.magic != RECORD_MAGIC {
+            return Err(RecordFault::NoMagic);
+        }
+        let meta_len = usize::from(raw.path_len.get());
+        let padded = HEADER_BYTES + meta_len.next_multiple_of(8);
+        let whole = bytes.get(..padded).ok_or(RecordFault::BadField("path_len"))?;
+        if crc32c::crc32c(&whole[8..]) != raw.header_crc32c.get() {
+            return Err(RecordFault::BadHeaderCrc);
+        }
+        let kind = Kind::from_number(raw.kind).ok_or(RecordFault::BadField("kind"))?;
+        let header = Self {
+            seq: raw.seq.get(),
+            epoch: raw.epoch.get(),
+            generation: raw.generation.get(),
+            block: raw.self_block.get(),
+            blocks: raw.blocks.get(),
+            kind,
+            class: raw.class,
+            meta: whole[HEADER_BYTES..HEADER_BYTES + meta_len].to_vec(),
+            data_len: raw.data_len.get(),
+            recorded_at_ms: raw.recorded_at_ms.get(),
+            issued_day: raw.issued_day.get(),
+            flags: raw.flags.get(),
+            version: raw.version.get(),
+            previous_version_block: raw.previous_version_block.get(),
+            previous_version_seq: raw.previous_version_seq.get(),
+            prev_hash: raw.prev_hash,
+            data_hash: raw.data_hash,
+        };
+        header.check()?;
+        Ok((header, *blake3::hash(whole).as_bytes()))
+    }
+
+    fn check(&self) -> Result<(), RecordFault> {
+        let meta_max = if self.kind == Kind::Put {
+            PATH_BYTES_MAX
+        } else {
+            DESCRIPTOR_BYTES_MAX
+        };
+        if self.meta.is_empty() || self.meta.len() > meta_max {
+            return Err(RecordFault::BadField("path_len"));
+        }
+        if self.data_len > DATA_BYTES_MAX {
+            return Err(RecordFault::BadField("data_len"));
+        }
+        if u64::from(self.blocks) != record_blocks(self.meta.len(), self.data_len) {
+            return Err(RecordFault::BadField("blocks"));
+        }
+        if self.seq == 0 {
+            return Err(RecordFault::BadField("seq"));
+        }
+        if (self.kind == Kind::Put) != (self.version > 0) {
+            return Err(RecordFault::BadField("version"));
+        }
+        Ok(())
+    }
+
+    /// The data of the record whose bytes are `bytes`, checked against the hash.
+    ///
+    /// # Errors
+    /// [`RecordFault::BadData`].
+    pub fn data<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], RecordFault> {
+        let start = self.len_bytes();
+        let data = usize::try_from(self.data_len)
+            .ok()
+            .and_then(|len| start.checked_add(len))
+            .and_then(|end| bytes.get(start..end))
+            .ok_or(RecordFault::BadData)?;
+        if *blake3::hash(data).as_bytes() != self.data_hash {
+            return Err(RecordFault::BadData);
+        }
+        Ok(data)
+    }
+}
+
+/// Blocks of a record.
+#[must_use]
+pub fn record_blocks(meta_len: usize, data_len: u64) -> u64 {
+    let header = (HEADER_BYTES + meta_len.next_multiple_of(8)) as u64;
+    header.saturating_add(data_len).div_ceil(BLOCK_BYTES)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn header(path: &str, data: &[u8]) -> Header {
+        Header {
+            seq: 5,
+            epoch: 2,
+            generation: 1,
+            block: 600,
+            blocks: u32::try_from(record_blocks(path.len(), data.len() as u64)).unwrap(),
+            kind: Kind::Put,
+            class: 0,
+            meta: path.as_bytes().to_vec(),
+            data_len: data.len() as u64,
+            recorded_at_ms: 1,
+            issued_day: 2,
+            flags: FLAG_BATCH_START,
+            version: 1,
+            previous_version_block: 0,
+            previous_version_seq: 0,
+            prev_hash: [9; 32],
+            data_hash: *blake3::hash(data).as_bytes(),
+        }
+    }
+
+    #[test]
+    fn headers_round_trip_and_every_changed_byte_is_noticed() {
+        let header = header("a/b.png", b"data");
+        let bytes = header.encode();
+        assert_eq!(bytes.len(), 152);
+        assert_eq!(Header::parse(&bytes).unwrap().0, header);
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x10;
+            assert!(Header::parse(&bad).is_err(), "byte {at}");
+            assert!(Header::parse(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn fields_out_of_bounds_are_refused_even_with_a_right_checksum() {
+        let fault = |change: fn(&mut Header)| {
+            let mut bad = header("a", b"data");
+            change(&mut bad);
+            Header::parse(&bad.encode()).unwrap_err()
+        };
+        assert_eq!(fault(|h| h.blocks = 2), RecordFault::BadField("blocks"));
+        assert_eq!(
+            fault(|h| h.data_len = u64::MAX),
+            RecordFault::BadField("data_len")
+        );
+        assert_eq!(fault(|h| h.seq = 0), RecordFault::BadField("seq"));
+        assert_eq!(fault(|h| h.version = 0), RecordFault::BadField("version"));
+        assert_eq!(
+            fault(|h| h.meta = vec![b'x'; 1025]),
+            RecordFault::BadField("path_len")
+        );
+    }
+
+    #[test]
+    fn changed_data_does_not_verify() {
+        let header = header("a", b"data");
+        let mut bytes = header.encode();
+        bytes.extend_from_slice(b"data");
+        assert_eq!(header.data(&bytes).unwrap(), b"data");
+        *bytes.last_mut().unwrap() ^= 1;
+        assert_eq!(header.data(&bytes), Err(RecordFault::BadData));
+        assert_eq!(header.data(&bytes[..155]), Err(RecordFault::BadData));
+    }
+}

@@ -1,0 +1,232 @@
+//! Opening for writing: a new epoch, and the commits of a writer that did not close.
+//!
+//! Invariants: what is read here is durable before anything is built on it (the flush comes first, unless the last writer closed);
+//! the epoch is durable before a record carries it; the log is never cut where something proves that it went on.
+
+use crate::apply::Pages;
+use crate::control::{Control, Head, Lease};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::index::IndexPage;
+use crate::layout::{BATCH_BYTES_MAX, BLOCK_BYTES, PAGE_HEAD, PAGE_LEASE, WINDOW_RECORDS_MAX};
+use crate::log::{Cursor, Tail, load_tail, read_blocks, read_header};
+use crate::page::{Page, PageKind};
+use crate::page_store::PageStore;
+use crate::record::{FLAG_BATCH_START, Header, Kind};
+use crate::superblock::Superblock;
+use crate::table;
+use crate::writer::{Writer, WriterOptions};
+
+impl<D: Device> Writer<D> {
+    /// Opens the store for writing. After a clean close this costs four small reads, the headers since the last Summary, one write
+    /// and one flush; otherwise the last commits are re-indexed first, at most a few batches.
+    ///
+    /// # Errors
+    /// No store, a store that this program may not write, [`Error::CorruptLog`], or a device error.
+    pub fn open(device: D, options: &WriterOptions) -> Result<Self> {
+        let superblock = Superblock::read(&device, &options.name)?;
+        if superblock.is_read_only {
+            return Err(Error::ReadOnly {
+                name: options.name.clone(),
+                reason: "the store has features that this program does not know".to_owned(),
+            });
+        }
+        let control = Control::read(&device, &superblock)?;
+        let is_clean = control.is_closed()
+            && control.head.published_seq == control.head.replay.seq
+            && next_header(&device, &superblock, &cursor_at(&control))?.is_none();
+        if !is_clean {
+            // crash here: nothing has changed.
+            device.flush()?;
+        }
+        let lease = new_lease(&device, &superblock, &control, options)?;
+        let mut pages = PageStore::new(superblock.store_id(), lease.epoch);
+        pages.remember(PAGE_LEASE, control.lease_page);
+        pages.remember(PAGE_HEAD, control.head_page.clone());
+        // crash here: the older lease counts and no record carries the new epoch; both slots torn means the same.
+        pages.write(&device, PAGE_LEASE, PageKind::Lease, lease.encode())?;
+        pages.flush(&device)?;
+        let tail = load_tail(
+            &device,
+            &superblock.geometry,
+            &control.head.replay,
+            control.head_page.epoch,
+        )?;
+        let mut writer = Self {
+            device,
+            superblock,
+            pages,
+            tail,
+            lease,
+            head_replay: control.head.replay.clone(),
+            fixed_clock_ms: options.fixed_clock_ms,
+            is_stopped: false,
+        };
+        if !is_clean {
+            writer.roll_forward(&control.head)?;
+        }
+        Ok(writer)
+    }
+
+    /// Re-indexes what the log holds behind the replay position.
+    fn roll_forward(&mut self, head: &Head) -> Result<()> {
+        self.pages.accept_damaged(true);
+        let mut count = 0;
+        while let Some((header, hash)) = next_header(&self.device, &self.superblock, &self.tail.cursor)? {
+            if !is_whole(&self.device, &header)? {
+                break;
+            }
+            let mut pages = Pages {
+                device: &self.device,
+                superblock: &self.superblock,
+                store: &mut self.pages,
+            };
+            pages.apply(&header)?;
+            self.tail.advance(&header, hash, &self.superblock.geometry);
+            count += 1;
+            if count > WINDOW_RECORDS_MAX {
+                return Err(Error::Corrupt("the replay window does not end".to_owned()));
+            }
+        }
+        self.check_end(head)?;
+        // crash here: any subset of the pages may be lost or torn; the head still replays from the old place.
+        self.pages.write_staged(&self.device)?;
+        // crash here: as above.
+        self.pages.flush(&self.device)?;
+        self.write_head(&self.tail.position())?;
+        // crash here: either head is right.
+        self.pages.flush(&self.device)?;
+        self.pages.accept_damaged(false);
+        Ok(())
+    }
+
+    /// The log ends here: is there proof that it went further and is damaged?
+    fn check_end(&mut self, head: &Head) -> Result<()> {
+        let end_seq = self.tail.cursor.seq;
+        let fail = |evidence: String| Err(Error::CorruptLog { end_seq, evidence });
+        if head.published_seq > end_seq {
+            return fail(format!("the head has published sequence {}", head.published_seq));
+        }
+        let geometry = &self.superblock.geometry;
+        let (table_page, _) = geometry.table_slot(geometry.segment_of(self.tail.cursor.block));
+        let applied = table::applied_seq(self.pages.load(&self.device, table_page, PageKind::Table)?);
+        if applied > end_seq {
+            return fail(format!("the segment table knows sequence {applied}"));
+        }
+        for (page_no, kind, page) in self.pages.staged() {
+            let seq = newest_seq(kind, page, page_no, &self.superblock)?;
+            if seq > end_seq {
+                return fail(format!("page {page_no} knows sequence {seq}"));
+            }
+        }
+        if let Some(seq) = later_batch(&self.device, &self.superblock, &self.tail)? {
+            return fail(format!("a later commit began with sequence {seq}"));
+        }
+        Ok(())
+    }
+}
+
+fn cursor_at(control: &Control) -> Cursor {
+    Cursor::at(&control.head.replay, control.head_page.epoch)
+}
+
+/// The header of the next record, if there is one.
+fn next_header<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+    cursor: &Cursor,
+) -> Result<Option<(Header, [u8; 32])>> {
+    if !superblock.geometry.holds_record(cursor.block, 1) {
+        return Ok(None);
+    }
+    let parsed = read_header(device, cursor.block)?;
+    Ok(parsed
+        .ok()
+        .filter(|(header, _)| cursor.accepts(header, &superblock.geometry)))
+}
+
+fn is_whole<D: Device>(device: &D, header: &Header) -> Result<bool> {
+    let buf = read_blocks(device, header.block, header.blocks)?;
+    Ok(header.data(buf.as_slice()).is_ok())
+}
+
+fn newest_seq(kind: PageKind, page: &Page, page_no: u64, superblock: &Superblock) -> Result<u64> {
+    Ok(match kind {
+        PageKind::Index => {
+            let index = IndexPage::decode(page, page_no, &superblock.geometry)?;
+            index
+                .entries
+                .iter()
+                .map(|entry| entry.seq)
+                .max()
+                .unwrap_or_default()
+        }
+        PageKind::Table => table::applied_seq(page),
+        _ => 0,
+    })
+}
+
+/// A commit begins only after the one before was flushed. So a first record of a commit behind the end of the log, with a
+/// sequence beyond the next one, proves that durable records are damaged. Searched as far as one commit reaches.
+fn later_batch<D: Device>(device: &D, superblock: &Superblock, tail: &Tail) -> Result<Option<u64>> {
+    let cursor = &tail.cursor;
+    let geometry = &superblock.geometry;
+    let segment_end = geometry.end_block(geometry.segment_of(cursor.block));
+    let end = segment_end.min(cursor.block.saturating_add(2 * BATCH_BYTES_MAX / BLOCK_BYTES));
+    let mut block = cursor.block;
+    while block < end {
+        let blocks = u32::try_from((end - block).min(256)).unwrap_or(1);
+        let buf = read_blocks(device, block, blocks)?;
+        for bytes in buf.as_slice().chunks_exact(crate::layout::BLOCK_BYTES_USIZE) {
+            if let Ok((header, _)) = Header::parse(bytes) {
+                let is_later = header.flags & FLAG_BATCH_START != 0
+                    && header.block == block
+                    && header.generation == cursor.generation
+                    && header.epoch >= cursor.epoch
+                    && header.seq > cursor.seq + 1;
+                if is_later && header.kind != Kind::Summary {
+                    return Ok(Some(header.seq));
+                }
+            }
+            block += 1;
+        }
+    }
+    Ok(None)
+}
+
+/// The lease of the next epoch. Where a crash tore both slots, no record carries the epoch that was being written, so the newest
+/// epoch in head and log counts.
+fn new_lease<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+    control: &Control,
+    options: &WriterOptions,
+) -> Result<Lease> {
+    let last_epoch = match &control.lease {
+        Some(lease) => lease.epoch,
+        None => {
+            let mut cursor = cursor_at(control);
+            for _ in 0..=WINDOW_RECORDS_MAX {
+                let Some((header, hash)) = next_header(device, superblock, &cursor)? else {
+                    break;
+                };
+                cursor.step(&header, hash, &superblock.geometry);
+            }
+            cursor.epoch
+        }
+    };
+    let epoch = last_epoch
+        .checked_add(1)
+        .ok_or_else(|| Error::Corrupt("the epochs are used up".to_owned()))?;
+    let writer_uuid = match options.fixed_uuid {
+        Some(uuid) => uuid,
+        None => crate::random_bytes()?,
+    };
+    Ok(Lease {
+        epoch,
+        is_open: true,
+        opened_at_ms: options.fixed_clock_ms.unwrap_or_else(crate::clock_ms),
+        writer_uuid,
+        guest_name: options.guest_name.clone(),
+    })
+}

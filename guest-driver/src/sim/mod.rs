@@ -1,0 +1,415 @@
+//! A simulated disk on which the real reader and writer run.
+//!
+//! The faults, as prose: a write lands sector by sector (512 bytes) in a volatile cache; a flush makes all of it durable. A host crash
+//! keeps each write since the last flush whole, loses it whole, or tears it sector by sector, in any order. A guest crash
+//! stops the writer at any sector but keeps the cache. A stopped writer is fenced: nothing of it lands later. The disk remembers
+//! every state it was ever in, so a reader can be run after the fact at any speed through the past, sector by sector: readers leave no
+//! trace, so that is the same as running both at once, and every schedule repeats from its seed.
+
+#[cfg(test)]
+mod exhaustive_tests;
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod schedule_tests;
+#[cfg(test)]
+mod store_tests;
+
+use crate::device::{Device, DeviceResult, check_range};
+use crate::error::{DeviceError, DeviceOp};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+const SECTOR_BYTES: usize = 512;
+type Sector = Arc<[u8; SECTOR_BYTES]>;
+
+/// A small repeatable random number generator (splitmix64).
+#[derive(Clone, Debug)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    /// The next number.
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.number() % end.max(1)
+    }
+
+    /// True in `percent` of 100 cases.
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// What happens to the writes that were not flushed.
+#[derive(Debug)]
+pub enum Fate<'a> {
+    /// All of them land.
+    Keep,
+    /// None of them lands.
+    Lose,
+    /// Each is kept, lost or torn.
+    Random(&'a mut Rng),
+}
+
+/// Operations so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Flushes.
+    pub flushes: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    size_bytes: u64,
+    tick: u64,
+    session: u64,
+    op: u64,
+    stop_at: Option<(u64, u64)>,
+    fail_at: Option<u64>,
+    history: HashMap<u64, Vec<(u64, Sector)>>,
+    durable: HashMap<u64, Sector>,
+    pending: Vec<(u64, u64, Sector)>,
+    counts: Counts,
+}
+
+fn zeroes() -> Sector {
+    Arc::new([0; SECTOR_BYTES])
+}
+
+impl State {
+    fn set(&mut self, sector: u64, bytes: Sector) {
+        self.tick += 1;
+        self.history.entry(sector).or_default().push((self.tick, bytes));
+    }
+
+    fn at(&self, sector: u64, tick: u64) -> Option<&Sector> {
+        let past = self.history.get(&sector)?;
+        let after = past.partition_point(|(t, _)| *t <= tick);
+        after
+            .checked_sub(1)
+            .and_then(|last| past.get(last))
+            .map(|(_, bytes)| bytes)
+    }
+
+    /// Counts an operation of the writer; an error when it has stopped or stops now.
+    fn begin(&mut self, session: u64, op: DeviceOp) -> Result<(), &'static str> {
+        if session != self.session {
+            return Err("the writer was stopped");
+        }
+        match op {
+            DeviceOp::Read => self.counts.reads += 1,
+            DeviceOp::Write => self.counts.writes += 1,
+            DeviceOp::Flush => self.counts.flushes += 1,
+        }
+        self.tick += 1;
+        let now = self.op;
+        self.op += 1;
+        if self.fail_at == Some(now) {
+            return Err("the device failed");
+        }
+        match self.stop_at {
+            Some((at, _)) if now == at && op != DeviceOp::Write => {
+                self.session += 1;
+                Err("the writer stops here")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sectors of the current write that land before the writer stops.
+    fn sectors_before_stop(&self) -> Option<u64> {
+        self.stop_at
+            .filter(|(at, _)| at + 1 == self.op)
+            .map(|(_, sectors)| sectors)
+    }
+}
+
+/// The disk. Clones of the handle share it; [`Sim::fork`] copies it.
+#[derive(Clone, Debug)]
+pub struct Sim {
+    state: Arc<Mutex<State>>,
+}
+
+impl Sim {
+    /// A disk of zeroes.
+    #[must_use]
+    pub fn new(size_bytes: u64) -> Self {
+        let state = State {
+            size_bytes,
+            ..State::default()
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of the disk with its own future.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(self.lock().clone())),
+        }
+    }
+
+    /// A handle for a new writer; the one before is fenced.
+    #[must_use]
+    pub fn writer(&self) -> SimWriter {
+        let mut state = self.lock();
+        state.session += 1;
+        state.op = 0;
+        state.stop_at = None;
+        state.fail_at = None;
+        SimWriter {
+            sim: self.clone(),
+            session: state.session,
+        }
+    }
+
+    /// Stops the current writer at its operation `op`; a write lands its first `sectors` sectors.
+    pub fn stop_at(&self, op: u64, sectors: u64) {
+        self.lock().stop_at = Some((op, sectors));
+    }
+
+    /// Makes the current writer's operation `op` fail; the ones after it work.
+    pub fn fail_at(&self, op: u64) {
+        self.lock().fail_at = Some(op);
+    }
+
+    /// Power failure: the writer is dead and unflushed writes meet their fate.
+    pub fn crash_host(&self, mut fate: Fate<'_>) {
+        let mut state = self.lock();
+        state.session += 1;
+        let pending = std::mem::take(&mut state.pending);
+        let mut fates: HashMap<u64, u64> = HashMap::new();
+        let mut touched: Vec<u64> = pending.iter().map(|(_, sector, _)| *sector).collect();
+        touched.sort_unstable();
+        touched.dedup();
+        for (op, sector, bytes) in pending {
+            let is_kept = match &mut fate {
+                Fate::Keep => true,
+                Fate::Lose => false,
+                Fate::Random(rng) => match *fates.entry(op).or_insert_with(|| rng.below(3)) {
+                    0 => true,
+                    1 => false,
+                    _ => rng.chance(50),
+                },
+            };
+            if is_kept {
+                state.durable.insert(sector, bytes);
+            }
+        }
+        state.tick += 1;
+        for sector in touched {
+            let bytes = state.durable.get(&sector).cloned().unwrap_or_else(zeroes);
+            state.set(sector, bytes);
+        }
+    }
+
+    /// The guest of the writer dies; the cache stays.
+    pub fn crash_guest(&self) {
+        self.lock().session += 1;
+    }
+
+    /// Flips bits of one byte, durably.
+    pub fn rot(&self, offset_bytes: u64, mask: u8) {
+        let mut state = self.lock();
+        let sector = offset_bytes / SECTOR_BYTES as u64;
+        let at = usize::try_from(offset_bytes % SECTOR_BYTES as u64).unwrap_or_default();
+        let tick = state.tick;
+        let mut bytes = state.at(sector, tick).map_or([0; SECTOR_BYTES], |b| **b);
+        bytes[at] ^= mask;
+        let bytes = Arc::new(bytes);
+        state.durable.insert(sector, bytes.clone());
+        state.set(sector, bytes);
+    }
+
+    /// Time of the disk: grows with each operation and each sector that changes.
+    #[must_use]
+    pub fn tick(&self) -> u64 {
+        self.lock().tick
+    }
+
+    /// Operations of the current writer.
+    #[must_use]
+    pub fn ops(&self) -> u64 {
+        self.lock().op
+    }
+
+    /// Operations of all writers.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    /// A reader that sees the disk as it was, from `start_tick` on, at most up to `end_tick`; between two sectors up to
+    /// `step_max` ticks pass.
+    #[must_use]
+    pub fn past(&self, start_tick: u64, end_tick: u64, step_max: u64, seed: u64) -> SimReader {
+        SimReader {
+            sim: self.clone(),
+            tick: Cell::new(start_tick),
+            end_tick,
+            step_max,
+            rng: RefCell::new(Rng(seed)),
+            reads: Cell::new(0),
+        }
+    }
+
+    /// A reader that sees the disk as it is now.
+    #[must_use]
+    pub fn reader(&self) -> SimReader {
+        let now = self.tick();
+        self.past(now, now, 0, 0)
+    }
+}
+
+/// The writer's handle.
+#[derive(Debug)]
+pub struct SimWriter {
+    sim: Sim,
+    session: u64,
+}
+
+fn failed(op: DeviceOp, offset_bytes: u64, len_bytes: usize, why: &'static str) -> DeviceError {
+    DeviceError {
+        op,
+        offset_bytes,
+        len_bytes,
+        source: std::io::Error::other(why),
+    }
+}
+
+impl Device for SimWriter {
+    fn size_bytes(&self) -> u64 {
+        self.sim.lock().size_bytes
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
+        let mut state = self.sim.lock();
+        check_range(DeviceOp::Read, state.size_bytes, offset_bytes, buf.len())?;
+        let len = buf.len();
+        state
+            .begin(self.session, DeviceOp::Read)
+            .map_err(|why| failed(DeviceOp::Read, offset_bytes, len, why))?;
+        let tick = state.tick;
+        for (sector, bytes) in (offset_bytes / SECTOR_BYTES as u64..).zip(buf.chunks_exact_mut(SECTOR_BYTES))
+        {
+            match state.at(sector, tick) {
+                Some(found) => bytes.copy_from_slice(found.as_slice()),
+                None => bytes.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
+        let mut state = self.sim.lock();
+        check_range(DeviceOp::Write, state.size_bytes, offset_bytes, buf.len())?;
+        let fail = |why| failed(DeviceOp::Write, offset_bytes, buf.len(), why);
+        state.begin(self.session, DeviceOp::Write).map_err(fail)?;
+        let op = state.counts.writes;
+        let stop = state.sectors_before_stop();
+        let sectors = offset_bytes / SECTOR_BYTES as u64..;
+        for (done, (sector, bytes)) in (0_u64..).zip(sectors.zip(buf.chunks_exact(SECTOR_BYTES))) {
+            if stop.is_some_and(|stop| done >= stop) {
+                break;
+            }
+            let mut copy = [0; SECTOR_BYTES];
+            copy.copy_from_slice(bytes);
+            let copy = Arc::new(copy);
+            state.set(sector, copy.clone());
+            state.pending.push((op, sector, copy));
+        }
+        if stop.is_some() {
+            state.session += 1;
+            return Err(fail("the writer stops here"));
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> DeviceResult<()> {
+        let mut state = self.sim.lock();
+        state
+            .begin(self.session, DeviceOp::Flush)
+            .map_err(|why| failed(DeviceOp::Flush, 0, 0, why))?;
+        for (_, sector, bytes) in std::mem::take(&mut state.pending) {
+            state.durable.insert(sector, bytes);
+        }
+        Ok(())
+    }
+}
+
+/// A reader's handle.
+#[derive(Debug)]
+pub struct SimReader {
+    sim: Sim,
+    tick: Cell<u64>,
+    end_tick: u64,
+    step_max: u64,
+    rng: RefCell<Rng>,
+    reads: Cell<u64>,
+}
+
+impl SimReader {
+    /// Where the reader is in time.
+    pub fn tick(&self) -> u64 {
+        self.tick.get()
+    }
+
+    /// Reads so far.
+    pub fn reads(&self) -> u64 {
+        self.reads.get()
+    }
+}
+
+impl Device for SimReader {
+    fn size_bytes(&self) -> u64 {
+        self.sim.lock().size_bytes
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
+        let state = self.sim.lock();
+        check_range(DeviceOp::Read, state.size_bytes, offset_bytes, buf.len())?;
+        self.reads.set(self.reads.get() + 1);
+        for (sector, bytes) in (offset_bytes / SECTOR_BYTES as u64..).zip(buf.chunks_exact_mut(SECTOR_BYTES))
+        {
+            let step = self.rng.borrow_mut().below(self.step_max + 1);
+            self.tick.set((self.tick.get() + step).min(self.end_tick));
+            match state.at(sector, self.tick.get()) {
+                Some(found) => bytes.copy_from_slice(found.as_slice()),
+                None => bytes.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
+        Err(failed(
+            DeviceOp::Write,
+            offset_bytes,
+            buf.len(),
+            "readers do not write",
+        ))
+    }
+
+    fn flush(&self) -> DeviceResult<()> {
+        Err(failed(DeviceOp::Flush, 0, 0, "readers do not flush"))
+    }
+}

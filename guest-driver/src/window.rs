@@ -1,0 +1,88 @@
+//! The replay window: records after the head's replay position, which may not be in the index yet. Normally one or two
+//! batches; a reader searches it before it calls a miss final.
+//!
+//! Invariant: what is remembered belongs to one version of the head page; behind it the log is followed anew each time.
+
+use crate::control::Control;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::layout::{SPILL_HOPS_MAX, WINDOW_RECORDS_MAX};
+use crate::log::{Cursor, read_header};
+use crate::path::ReceiptPath;
+use crate::record::Kind;
+use crate::superblock::Superblock;
+use std::collections::HashSet;
+
+/// Headers of the window that were read so far.
+#[derive(Debug, Default)]
+pub struct Window {
+    head: Option<(u64, u32)>,
+    cursor: Option<Cursor>,
+    paths: HashSet<Vec<u8>>,
+}
+
+impl Window {
+    /// Follows the log behind the head: one device read a record that is new, and one for the end.
+    ///
+    /// # Errors
+    /// A device error, or [`Error::Corrupt`] when the window is longer than the format allows.
+    pub fn extend<D: Device>(
+        &mut self,
+        device: &D,
+        superblock: &Superblock,
+        control: &Control,
+    ) -> Result<()> {
+        let head = Some((control.head_page.version, control.head_page.epoch));
+        let mut cursor = match self.cursor.take() {
+            Some(cursor) if self.head == head => cursor,
+            _ => {
+                self.paths.clear();
+                Cursor::at(&control.head.replay, control.head_page.epoch)
+            }
+        };
+        self.head = head;
+        for _ in 0..=WINDOW_RECORDS_MAX {
+            let geometry = &superblock.geometry;
+            if !geometry.holds_record(cursor.block, 1) {
+                self.cursor = Some(cursor); // the segment is full to its last block
+                return Ok(());
+            }
+            match read_header(device, cursor.block)? {
+                Ok((header, hash)) if cursor.accepts(&header, geometry) => {
+                    if header.kind == Kind::Put {
+                        self.paths.insert(header.meta.clone());
+                    }
+                    cursor.step(&header, hash, geometry);
+                }
+                _ => {
+                    self.cursor = Some(cursor);
+                    return Ok(());
+                }
+            }
+        }
+        Err(Error::Corrupt("the replay window does not end".to_owned()))
+    }
+
+    /// Whether a record of `path` is in the window.
+    #[must_use]
+    pub fn holds(&self, path: &ReceiptPath) -> bool {
+        self.paths.contains(path.as_str().as_bytes())
+    }
+
+    /// Whether the commits in the window may have torn one of `pages`.
+    #[must_use]
+    pub fn explains(&self, superblock: &Superblock, pages: &[u64]) -> bool {
+        let geometry = &superblock.geometry;
+        self.paths.iter().any(|path| {
+            let hash = superblock.path_hash(path);
+            geometry.regions.iter().any(|region| {
+                let mut page_no = geometry.home_page(region, hash.bucket);
+                (0..=SPILL_HOPS_MAX).any(|_| {
+                    let is_on_the_way = pages.contains(&page_no);
+                    page_no = geometry.spill_page(page_no);
+                    is_on_the_way
+                })
+            })
+        })
+    }
+}

@@ -1,0 +1,346 @@
+//! Writing: one group commit at a time, in four steps: append | flush | pages | acknowledge.
+//!
+//! Invariants: a record is durable before an index entry names it; the head written with a commit replays from the start of this
+//! same commit, because its pages are not durable before the next flush; after a device error nothing is acknowledged any more.
+
+use crate::apply::Pages;
+use crate::batch::{Batch, Draft};
+use crate::control::{Control, Head, Lease, LogPosition};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, PAGE_HEAD, PAGE_LEASE, block_offset};
+use crate::locator::Locator;
+use crate::log::{Tail, data_bytes_max, list_blocks, read_header};
+use crate::page::PageKind;
+use crate::page_store::PageStore;
+use crate::path::ReceiptPath;
+use crate::record::{Header, Kind, record_blocks};
+use crate::space::next_free;
+use crate::summary::ITEM_BYTES;
+use crate::superblock::Superblock;
+
+/// One receipt to store.
+#[derive(Clone, Debug)]
+pub struct Put<'a> {
+    /// Path.
+    pub path: &'a ReceiptPath,
+    /// Bytes, kept as they are.
+    pub data: &'a [u8],
+    /// Other data under the same path becomes its next version instead of being refused.
+    pub is_new_version: bool,
+    /// Days since 1970 when the receipt was issued; `None` = today.
+    pub issued_day: Option<u32>,
+}
+
+impl<'a> Put<'a> {
+    /// A receipt issued today whose path must be new.
+    #[must_use]
+    pub fn new(path: &'a ReceiptPath, data: &'a [u8]) -> Self {
+        Self {
+            path,
+            data,
+            is_new_version: false,
+            issued_day: None,
+        }
+    }
+}
+
+/// An acknowledged receipt: durable, and every reader finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Where it lies.
+    pub locator: Locator,
+    /// Version of the path, from 1.
+    pub version: u16,
+    /// False when the same data was stored under this path before.
+    pub is_new: bool,
+}
+
+/// How a writer is opened.
+#[derive(Clone, Debug, Default)]
+pub struct WriterOptions {
+    /// Name of the device for messages.
+    pub name: String,
+    /// Name of this guest for the lease.
+    pub guest_name: String,
+    /// Clock in milliseconds since 1970 for tests; `None` = the system's.
+    pub fixed_clock_ms: Option<u64>,
+    /// Identity in the lease for tests; `None` = random.
+    pub fixed_uuid: Option<[u8; 16]>,
+}
+
+/// The one writer of a store.
+#[derive(Debug)]
+pub struct Writer<D> {
+    pub(crate) device: D,
+    pub(crate) superblock: Superblock,
+    pub(crate) pages: PageStore,
+    pub(crate) tail: Tail,
+    pub(crate) lease: Lease,
+    /// Replay position of the head on disk.
+    pub(crate) head_replay: LogPosition,
+    pub(crate) fixed_clock_ms: Option<u64>,
+    pub(crate) is_stopped: bool,
+}
+
+impl<D: Device> Writer<D> {
+    /// The superblock.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// Epoch of this writer.
+    pub fn epoch(&self) -> u32 {
+        self.lease.epoch
+    }
+
+    /// Last sequence that is acknowledged.
+    pub fn last_seq(&self) -> u64 {
+        self.tail.cursor.seq
+    }
+
+    /// Most bytes of data in one record of this store.
+    pub fn data_bytes_max(&self) -> u64 {
+        data_bytes_max(&self.superblock.geometry)
+    }
+
+    /// Stores one receipt: a group commit of one.
+    ///
+    /// # Errors
+    /// As [`Writer::commit`].
+    pub fn put(&mut self, put: &Put<'_>) -> Result<Stored> {
+        let mut results = self.commit(std::slice::from_ref(put))?;
+        results.pop().unwrap_or(Err(Error::WriterStopped))
+    }
+
+    /// Stores a batch with one sequential write (two where a segment ends) and one flush. Each put has its own answer;
+    /// an `Ok` among them is durable and visible when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a batch over the limits; a device error or [`Error::Fenced`]: nothing of the batch is
+    /// acknowledged and the writer has stopped.
+    pub fn commit(&mut self, puts: &[Put<'_>]) -> Result<Vec<Result<Stored>>> {
+        if self.is_stopped {
+            return Err(Error::WriterStopped);
+        }
+        check_limits(puts)?;
+        self.pages.shrink();
+        let mut batch = Batch::new(self.tail.clone(), self.lease.epoch, self.now_ms());
+        let results = puts.iter().map(|put| self.plan(&mut batch, put)).collect();
+        if batch.headers.is_empty() {
+            return Ok(results);
+        }
+        if let Err(error) = self.write_batch(batch) {
+            return Err(self.stop(error));
+        }
+        Ok(results)
+    }
+
+    /// Steps 1 to 3; returning is step 4, the acknowledgement.
+    fn write_batch(&mut self, batch: Batch) -> Result<()> {
+        let start = self.tail.position();
+        for extent in &batch.extents {
+            // crash here: records may be torn or missing; none is acknowledged, recovery ends the log before the first bad one.
+            self.device
+                .write(block_offset(extent.block), extent.buf.as_slice())?;
+        }
+        // crash here: as above; after it the records are durable and recovery re-indexes them from the head.
+        self.pages.flush(&self.device)?;
+        // crash here: any subset of the pages may be lost or torn; the records lie behind the head's replay position.
+        self.pages.write_staged(&self.device)?;
+        // The head comes last, so that whoever sees a sequence published also finds its entry.
+        self.tail = batch.tail;
+        self.write_head(&start)
+    }
+
+    /// Writes the head with `replay` as replay position and everything up to the tail published.
+    pub(crate) fn write_head(&mut self, replay: &LogPosition) -> Result<()> {
+        let head = Head {
+            replay: replay.clone(),
+            published_seq: self.tail.cursor.seq,
+            end_block: self.tail.cursor.block,
+        };
+        assert!(replay.seq <= head.published_seq, "replay begins before the end");
+        // crash here: the older head replays from an earlier place, which changes nothing.
+        self.pages
+            .write(&self.device, PAGE_HEAD, PageKind::Head, head.encode())?;
+        self.head_replay = replay.clone();
+        Ok(())
+    }
+
+    /// Ends the writer: a later opening has nothing to recover.
+    ///
+    /// # Errors
+    /// A device error; the next opening recovers then.
+    pub fn close(mut self) -> Result<()> {
+        if self.is_stopped {
+            return Err(Error::WriterStopped);
+        }
+        let end = self.tail.position();
+        if self.head_replay != end {
+            // crash here: the lease is still open, the next writer replays the last commit.
+            self.pages.flush(&self.device)?;
+            self.write_head(&end)?;
+        }
+        self.lease.is_open = false;
+        // crash here: head and lease may each be old or new; pages are durable, so replaying again changes nothing.
+        self.pages
+            .write(&self.device, PAGE_LEASE, PageKind::Lease, self.lease.encode())?;
+        self.pages.flush(&self.device)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.fixed_clock_ms.unwrap_or_else(crate::clock_ms)
+    }
+
+    /// After a device error: what is on disk is unknown, so nothing more is acknowledged. Names the newer writer where one has
+    /// taken over.
+    fn stop(&mut self, error: Error) -> Error {
+        self.is_stopped = true;
+        let lease = Control::read(&self.device, &self.superblock)
+            .ok()
+            .and_then(|control| control.lease);
+        match lease {
+            Some(lease) if lease.epoch > self.lease.epoch => Error::Fenced { epoch: lease.epoch },
+            _ => error,
+        }
+    }
+
+    fn pages(&mut self) -> Pages<'_, D> {
+        Pages {
+            device: &self.device,
+            superblock: &self.superblock,
+            store: &mut self.pages,
+        }
+    }
+
+    /// Plans one put: everything that can fail comes before the first change.
+    fn plan(&mut self, batch: &mut Batch, put: &Put<'_>) -> Result<Stored> {
+        let data_hash = *blake3::hash(put.data).as_bytes();
+        let previous = self.newest_version(batch, put.path)?;
+        if let Some(header) = &previous {
+            if header.data_hash == data_hash && header.data_len == put.data.len() as u64 {
+                return Ok(stored(put.path, header, false));
+            }
+            if !put.is_new_version {
+                return Err(Error::Exists {
+                    path: put.path.to_string(),
+                    seq: header.seq,
+                });
+            }
+        } else {
+            let hash = self.superblock.path_hash(put.path.as_str().as_bytes());
+            self.pages().find_room(hash)?;
+        }
+        let version = previous
+            .as_ref()
+            .map_or(Some(1), |header| header.version.checked_add(1));
+        let version = version.ok_or_else(|| Error::TooManyVersions {
+            path: put.path.to_string(),
+        })?;
+        if let Some(header) = &previous {
+            let segment = self.superblock.geometry.segment_of(header.block);
+            self.pages().table_entry(segment)?; // cached now: nothing below reads the device
+        }
+        self.make_room(batch, put)?;
+        let today = u32::try_from(batch_day(self.now_ms())).unwrap_or(u32::MAX);
+        let draft = Draft {
+            kind: Kind::Put,
+            meta: put.path.as_str().as_bytes().to_vec(),
+            data: put.data,
+            data_hash,
+            class: 0,
+            issued_day: put.issued_day.unwrap_or(today),
+            version,
+            previous: previous.map_or((0, 0), |header| (header.block, header.seq)),
+        };
+        let header = batch.push(draft, &self.superblock.geometry);
+        self.pages().apply(&header)?;
+        if batch.tail.is_summary_due(&self.superblock.geometry) {
+            batch.push_summary(&self.superblock.geometry);
+        }
+        Ok(stored(put.path, &header, true))
+    }
+
+    /// The header of the newest version of a path, of this batch or on disk.
+    fn newest_version(&mut self, batch: &Batch, path: &ReceiptPath) -> Result<Option<Header>> {
+        let hash = self.superblock.path_hash(path.as_str().as_bytes());
+        let found = self.pages().search(hash)?;
+        for (_, entry) in found.entries {
+            let header = match batch.header(entry.seq) {
+                Some(header) => header.clone(),
+                None => match read_header(&self.device, entry.block)? {
+                    Ok((header, _)) if header.seq == entry.seq => header,
+                    Ok(_) => return Err(corrupt(path, entry.block, "another record lies there")),
+                    Err(fault) => return Err(corrupt(path, entry.block, &fault.to_string())),
+                },
+            };
+            if header.meta == path.as_str().as_bytes() {
+                return Ok(Some(header));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes sure that the record fits with the Seal behind it; ends the segment where it does not.
+    fn make_room(&mut self, batch: &mut Batch, put: &Put<'_>) -> Result<()> {
+        let geometry = self.superblock.geometry.clone();
+        let path_len = put.path.as_str().len();
+        let blocks = record_blocks(path_len, put.data.len() as u64);
+        let limit_bytes = data_bytes_max(&geometry);
+        let alone = blocks.saturating_add(list_blocks((ITEM_BYTES + path_len) as u64));
+        if put.data.len() as u64 > limit_bytes || alone > geometry.blocks_per_segment() {
+            let data_len_bytes = put.data.len() as u64;
+            return Err(Error::TooLarge {
+                path: put.path.to_string(),
+                data_len_bytes,
+                limit_bytes,
+            });
+        }
+        let current = geometry.segment_of(batch.tail.cursor.block);
+        self.pages().table_entry(current)?;
+        if batch.tail.fits(&geometry, blocks, path_len) {
+            return Ok(());
+        }
+        let next = next_free(&mut self.pages(), current, blocks)?;
+        let seal = batch.push_seal(next, &geometry);
+        self.pages().apply(&seal)
+    }
+}
+
+fn corrupt(path: &ReceiptPath, block: u64, fact: &str) -> Error {
+    Error::CorruptReceipt {
+        path: path.to_string(),
+        fact: format!("record at block {block}: {fact}"),
+    }
+}
+
+fn stored(path: &ReceiptPath, header: &Header, is_new: bool) -> Stored {
+    let locator = Locator {
+        path: path.clone(),
+        block: header.block,
+        blocks: header.blocks,
+        generation: header.generation,
+        seq: header.seq,
+    };
+    Stored {
+        locator,
+        version: header.version,
+        is_new,
+    }
+}
+
+fn batch_day(ms: u64) -> u64 {
+    ms / 86_400_000
+}
+
+fn check_limits(puts: &[Put<'_>]) -> Result<()> {
+    let bytes: u64 = puts.iter().map(|put| put.data.len() as u64).sum();
+    if puts.len() > BATCH_RECORDS_MAX || (puts.len() > 1 && bytes > BATCH_BYTES_MAX) {
+        return Err(Error::Usage(format!(
+            "a group commit takes {BATCH_RECORDS_MAX} receipts and {BATCH_BYTES_MAX} bytes, this one has {} and {bytes}",
+            puts.len()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! The command line: what is refused, in one clear line and with exit status 2, and what `--create` makes.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+
+use receiptdisk_tests::{Exit, Proc, Scratch, Serve, backend_binary};
+
+const SIZE: u64 = 1 << 20;
+
+/// Asserts exit status 2 and one line on standard error (beside the log's) that says each of `words`.
+#[track_caller]
+fn assert_refused(exit: &Exit, words: &[&str]) {
+    assert_eq!(exit.code, Some(2), "{exit:?}");
+    let lines = exit
+        .stderr
+        .lines()
+        .filter(|line| !line.starts_with('[') && !line.trim().is_empty());
+    assert_eq!(lines.count(), 1, "one line: {}", exit.stderr);
+    let said = exit.stderr.to_lowercase();
+    for word in words {
+        assert!(
+            said.contains(&word.to_lowercase()),
+            "it does not say {word:?}: {}",
+            exit.stderr
+        );
+    }
+}
+
+/// Serves a good image with the guests `specs`; `DIR` in them is the scratch folder.
+fn serve_guests(scratch: &Scratch, specs: &[&str]) -> Exit {
+    let dir = scratch.path().to_str().unwrap();
+    let serve = Serve::image(&scratch.image(SIZE));
+    let guests = specs.iter().map(|spec| spec.replace("DIR", dir));
+    guests
+        .fold(serve, |serve, spec| serve.arg("--guest").arg(spec))
+        .run_to_end()
+}
+
+/// Serves `image` to a reader.
+fn serve_image(image: &Path) -> Exit {
+    Serve::image(image).ro("front").run_to_end()
+}
+
+#[test]
+fn missing_image_is_refused() {
+    let scratch = Scratch::new();
+    assert_refused(
+        &serve_image(&scratch.join("none.img")),
+        &["none.img", "no such file"],
+    );
+}
+
+#[test]
+fn folder_as_image_is_refused() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.join("folder")).unwrap();
+    assert_refused(&serve_image(&scratch.join("folder")), &["folder", "directory"]);
+}
+
+#[test]
+fn fifo_as_image_is_refused_at_once() {
+    let scratch = Scratch::new();
+    let fifo = scratch.join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    assert_refused(&serve_image(&fifo), &["fifo"]);
+}
+
+#[test]
+fn character_device_as_image_is_refused() {
+    let scratch = Scratch::new();
+    std::os::unix::fs::symlink("/dev/null", scratch.join("null")).unwrap();
+    assert_refused(&serve_image(&scratch.join("null")), &["null"]);
+}
+
+#[test]
+fn sizes_that_are_no_sectors_are_refused() {
+    let scratch = Scratch::new();
+    for bytes in [0, 1, 511, 513, SIZE + 1] {
+        let image = scratch.image(bytes);
+        let exit = serve_image(&image);
+        let word = if bytes == 0 { "empty" } else { "512" };
+        assert_refused(&exit, &["disk.img", word]);
+        assert_eq!(
+            fs::metadata(&image).unwrap().len(),
+            bytes,
+            "a refused image is left alone"
+        );
+    }
+}
+
+#[test]
+fn bad_sets_of_guests_are_refused() {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&[], &["guest"]),
+        (
+            &["name=a,socket=DIR/a,access=rw", "name=a,socket=DIR/b,access=ro"],
+            &["a", "name"],
+        ),
+        (
+            &["name=a,socket=DIR/a,access=rw", "name=b,socket=DIR/a,access=ro"],
+            &["/a", "socket"],
+        ),
+        (
+            &["name=a,socket=DIR/a,access=rw", "name=b,socket=DIR/b,access=rw"],
+            &["multi-writer"],
+        ),
+        (&["name=a,socket=DIR/a,access=write"], &["write", "access"]),
+        (&["name=a,socket=DIR/a,access=rw,colour=red"], &["colour"]),
+        (&["name=a,access=rw"], &["socket"]),
+        (&["socket=DIR/a,access=rw"], &["name"]),
+        (&["name=,socket=DIR/a,access=rw"], &["name"]),
+        (&["name=a,socket=,access=rw"], &["socket"]),
+        (&["name=a,socket=DIR/a,connect=DIR/b,access=rw"], &["connect"]),
+        (&["name=a,socket=DIR/a,socket=DIR/b,access=rw"], &["socket"]),
+        (&["nonsense"], &["nonsense"]),
+    ];
+    for (specs, words) in cases {
+        let scratch = Scratch::new();
+        let exit = serve_guests(&scratch, specs);
+        assert_refused(&exit, words);
+        assert!(
+            !scratch.join("a").exists(),
+            "{specs:?}: a refused start leaves no socket"
+        );
+    }
+}
+
+#[test]
+fn bad_socket_paths_are_refused() {
+    let scratch = Scratch::new();
+    let long = format!("name=a,access=rw,socket=DIR/{}", "x".repeat(110));
+    assert_refused(&serve_guests(&scratch, &[&long]), &["socket", "107"]);
+    fs::write(scratch.join("file"), "precious").unwrap();
+    let exit = serve_guests(&scratch, &["name=a,socket=DIR/file,access=rw"]);
+    assert_refused(&exit, &["file", "socket"]);
+    assert_eq!(fs::read(scratch.join("file")).unwrap(), b"precious");
+    let exit = serve_guests(&scratch, &["name=a,socket=DIR/none/a.sock,access=rw"]);
+    assert_refused(&exit, &["none/a.sock", "no such file"]);
+}
+
+#[test]
+fn folder_that_cannot_be_written_is_refused() {
+    let scratch = Scratch::new();
+    let folder = scratch.join("locked");
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, PermissionsExt::from_mode(0o555)).unwrap();
+    let words: &[&str] = if rustix::process::geteuid().is_root() {
+        // Root may write everywhere but here.
+        let exit = serve_guests(&scratch, &["name=a,socket=/proc/a.sock,access=rw"]);
+        return assert_refused(&exit, &["/proc/a.sock"]);
+    } else {
+        &["locked/a.sock", "permission denied"]
+    };
+    assert_refused(
+        &serve_guests(&scratch, &["name=a,socket=DIR/locked/a.sock,access=rw"]),
+        words,
+    );
+}
+
+#[test]
+fn live_socket_is_refused_and_left_working() {
+    let scratch = Scratch::new();
+    let _live = UnixListener::bind(scratch.join("live.sock")).unwrap();
+    let exit = serve_guests(&scratch, &["name=a,socket=DIR/live.sock,access=rw"]);
+    assert_refused(&exit, &["live.sock", "listens"]);
+    std::os::unix::net::UnixStream::connect(scratch.join("live.sock")).unwrap();
+}
+
+#[test]
+fn stale_socket_is_replaced() {
+    let scratch = Scratch::new();
+    drop(UnixListener::bind(scratch.join("front.sock")).unwrap());
+    assert!(
+        fs::metadata(scratch.join("front.sock"))
+            .unwrap()
+            .file_type()
+            .is_socket()
+    );
+    let backend = Serve::image(&scratch.image(SIZE)).ro("front").start();
+    receiptdisk_tests::Driver::connect(&backend.socket("front"))
+        .read(0, 512)
+        .unwrap();
+}
+
+#[test]
+fn create_allocates_the_whole_file() {
+    let scratch = Scratch::new();
+    let image = scratch.join("new.img");
+    for (text, bytes) in [("1M", 1 << 20), ("65536", 65536), ("512K", 512 << 10)] {
+        let backend = Serve::image(&image).arg("--create").arg(text).ro("front").start();
+        let made = fs::metadata(&image).unwrap();
+        assert_eq!(made.len(), bytes, "--create {text}");
+        assert!(
+            made.blocks() * 512 >= bytes,
+            "{} blocks for --create {text}",
+            made.blocks()
+        );
+        drop(backend);
+        fs::remove_file(&image).unwrap();
+    }
+}
+
+#[test]
+fn create_leaves_what_exists_alone() {
+    let scratch = Scratch::new();
+    let image = scratch.patterned_image(65536);
+    let before = fs::read(&image).unwrap();
+    let mut backend = Serve::image(&image).arg("--create").arg("1M").ro("front").start();
+    assert_eq!(backend.terminate().code, Some(0));
+    assert!(fs::read(&image).unwrap() == before);
+}
+
+#[test]
+fn bad_create_sizes_are_refused_and_make_nothing() {
+    let scratch = Scratch::new();
+    for size in [
+        "0",
+        "513",
+        "1X",
+        "-1",
+        "",
+        "M",
+        "1.5M",
+        "99999999999G",
+        "18446744073709551616",
+    ] {
+        let image = scratch.join("new.img");
+        let exit = Serve::image(&image)
+            .arg(format!("--create={size}"))
+            .ro("front")
+            .run_to_end();
+        assert_refused(&exit, &[]);
+        assert!(!image.exists(), "--create {size}");
+    }
+}
+
+#[test]
+fn create_in_a_missing_folder_is_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.join("none/new.img");
+    let exit = Serve::image(&image)
+        .arg("--create")
+        .arg("1M")
+        .run_to_end_in(&scratch);
+    assert_refused(&exit, &["none/new.img", "no such file"]);
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let scratch = Scratch::new();
+    let log = scratch.join("log");
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["serve", "--nonsense"], &["--nonsense"]),
+        (&["nonsense"], &["nonsense"]),
+        (&["serve"], &["--image", "--guest"]),
+        (&["serve", "--guest", "name=a,socket=/a,access=ro"], &["--image"]),
+        (
+            &[
+                "serve",
+                "--image",
+                "x",
+                "--guest",
+                "name=a,socket=/a",
+                "--cache",
+                "none",
+            ],
+            &["--cache", "none"],
+        ),
+        (
+            &[
+                "serve",
+                "--image",
+                "x",
+                "--guest",
+                "name=a,socket=/a",
+                "--queues",
+                "0",
+            ],
+            &["--queues"],
+        ),
+        (
+            &[
+                "serve",
+                "--image",
+                "x",
+                "--guest",
+                "name=a,socket=/a",
+                "--queue-size",
+                "100",
+            ],
+            &["--queue-size"],
+        ),
+    ];
+    for (args, words) in cases {
+        assert_refused(
+            &Proc::spawn(Command::new(backend_binary()).args(*args), &log).wait(),
+            words,
+        );
+    }
+}
+
+#[test]
+fn image_without_permission_is_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.image(SIZE);
+    fs::set_permissions(&image, PermissionsExt::from_mode(0o000)).unwrap();
+    if File::open(&image).is_ok() {
+        // Root reads everything; what root cannot write is an immutable place.
+        return assert_refused(
+            &Serve::image(Path::new("/proc/version")).run_to_end_in(&scratch),
+            &["/proc/version"],
+        );
+    }
+    assert_refused(&serve_image(&image), &["disk.img", "permission denied"]);
+}

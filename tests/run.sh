@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# tests/run.sh: every test there is, with one command.
+#
+# Installs the packages that are missing (root or sudo), checks form (rustfmt, clippy, shellcheck), builds, runs the unit tests,
+# the tests that drive the backend over vhost-user and the tests that boot QEMU guests. The last line is `N passed, N failed`;
+# the exit status is 1 if anything failed, if nothing ran, or if a process or file of the tests is left behind.
+#
+# Cargo's own variables work (CARGO_TARGET_DIR, CARGO_NET_OFFLINE); the log of the tests stays in build/tests.log.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+# shellcheck source-path=SCRIPTDIR source=../qemu-configs/common.sh
+. qemu-configs/common.sh
+
+passed=0 failed=0
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/receiptdisk-run.XXXXXX")
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+mkdir -p "$build_dir"
+log=$build_dir/tests.log
+
+# Processes of the tests inherit a mark, so that what is left of them can be found whatever it is called.
+marked_processes() {
+    grep -lsz "^RECEIPTDISK_TEST_RUN=$scratch\$" /proc/[0-9]*/environ | cut -d / -f 3
+}
+
+clean_up() {
+    local pid
+    for pid in $(marked_processes); do kill -KILL "$pid" 2>/dev/null; done
+    rm -rf "$scratch"
+}
+
+# One step counts as one test: passed, or failed with its output where it can be seen.
+step() {
+    local name=$1
+    shift
+    echo "== $name"
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        echo "== FAILED: $name"
+        failed=$((failed + 1))
+        return 1
+    fi
+}
+
+packages() {
+    (
+        need gcc cc &&
+            need libc6-dev /usr/lib/x86_64-linux-gnu/libc.a &&
+            need qemu-system-x86 qemu-system-x86_64 &&
+            need qemu-utils qemu-storage-daemon &&
+            need fonts-noto-cjk /usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc &&
+            need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf &&
+            need shellcheck shellcheck
+    )
+}
+
+# The same profile and features as the tests, so that nothing is compiled twice.
+build_programs() {
+    cargo build --workspace --all-features --bins
+}
+
+# Static, because the guest has no libraries. With --target the flag does not reach build scripts and macros.
+build_guest_program() {
+    RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo build --release --target x86_64-unknown-linux-gnu -p receipt --bin receipt
+}
+
+shell_scripts() {
+    git grep -lE '^#!/(usr/)?bin/(env )?(ba|da)?sh' -- .
+}
+
+check_scripts() {
+    local scripts
+    mapfile -t scripts < <(shell_scripts)
+    [ ${#scripts[@]} -gt 0 ] && shellcheck -x "${scripts[@]}"
+}
+
+run_tests() {
+    mkdir "$scratch/tmp"
+    TMPDIR=$scratch/tmp RECEIPTDISK_TEST_RUN=$scratch timeout --foreground --kill-after=30 "$1" "${@:2}" 2>&1 | tee "$log"
+}
+
+# Sums the `test result:` lines. A test program that started and gave no such line has crashed.
+count_tests() {
+    local sums started ended
+    sums=$(sed -nE 's/^test result: .* ([0-9]+) passed; ([0-9]+) failed;.*/\1 \2/p' "$log" |
+        awk '{p += $1; f += $2} END {print p + 0, f + 0}')
+    started=$(grep -cE '^ +(Running|Doc-tests) ' "$log")
+    ended=$(grep -c '^test result: ' "$log")
+    passed=$((passed + ${sums% *}))
+    failed=$((failed + ${sums#* } + started - ended))
+    [ "${sums% *}" -gt 0 ] || { echo "== FAILED: no test ran"; return 1; }
+    # Cargo fails for each reason counted above; any other reason counts here.
+    [ "$1" = 0 ] || [ $((${sums#* } + started - ended)) -gt 0 ]
+}
+
+all_tests() {
+    local status
+    run_tests 1200 cargo test --workspace --all-features --no-fail-fast
+    status=$?
+    count_tests "$status"
+}
+
+nothing_left() {
+    local files pid left=''
+    files=$(find "$scratch/tmp" /dev/shm -mindepth 1 -maxdepth 1 \( -path "$scratch/*" -o -name 'receiptdisk-test-*' \))
+    for pid in $(marked_processes); do left+=" $pid ($(tr '\0' ' ' < "/proc/$pid/cmdline"))"; done
+    [ -z "$files$left" ] || { echo "left behind: $files$left"; return 1; }
+}
+
+step "packages" packages
+step "rustfmt" cargo fmt --all -- --check
+step "shellcheck" check_scripts
+step "clippy" cargo clippy --workspace --all-targets --all-features -- -D warnings
+if step "build" build_programs && step "build the guest's program" build_guest_program; then
+    step "tests" all_tests
+    step "nothing is left behind" nothing_left
+fi
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

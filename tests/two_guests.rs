@@ -1,0 +1,143 @@
+//! Two QEMU guests on one disk: a receipt stored in one is read in the other, by its path, at once.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use receiptdisk_tests::{Guest, Scratch, Stand};
+
+/// The pair of machines, the disk formatted. Guests before the stand, so that they end first.
+struct Pair {
+    issuer: Guest,
+    front: Guest,
+    _stand: Stand,
+}
+
+impl Pair {
+    fn boot() -> Self {
+        let stand = Stand::serve(Scratch::new(), |serve| serve.rw("issuer").ro("front"));
+        let run_dir = stand.image().parent().unwrap().to_owned();
+        let [issuer, front] = ["issuer", "front"].map(|name| Guest::start(name, Path::new(&run_dir)));
+        let (mut issuer, front) = (issuer.ready(), front.ready());
+        issuer.ok("receipt format");
+        Self {
+            issuer,
+            front,
+            _stand: stand,
+        }
+    }
+
+    /// Asserts that both guests find nothing wrong, and that both end cleanly.
+    #[track_caller]
+    fn finish(mut self) {
+        for guest in [&mut self.issuer, &mut self.front] {
+            guest.ok("receipt verify");
+        }
+        for guest in [self.issuer, self.front] {
+            assert_eq!(guest.power_off().code, Some(0));
+        }
+    }
+}
+
+#[test]
+fn receipt_put_in_one_guest_is_read_in_the_other_at_once_1000_times() {
+    let mut pair = Pair::boot();
+    rewritten_paths(&mut pair, 200);
+    streamed_paths(&mut pair, 800);
+    pair.finish();
+}
+
+/// Ten paths get new versions again and again; after each put the other guest must get that very version.
+fn rewritten_paths(pair: &mut Pair, rounds: u32) {
+    // Each guest runs one loop that takes a word from the console and answers with one line.
+    pair.issuer.type_line(
+        "while read -r n && [ \"$n\" != end ]; do \
+         { echo \"receipt $n\"; head -c $((n * 97 % 30000)) /dev/urandom; } > /tmp/r; \
+         receipt put --new-version \"day/$((n % 10)).png\" /tmp/r > /tmp/path && \
+         echo \"$(cat /tmp/path) $(sha256sum < /tmp/r)\" || echo failed; done < /dev/ttyS0",
+    );
+    pair.front.type_line(
+        "while read -r p && [ \"$p\" != end ]; do receipt get \"$p\" -o /tmp/r && sha256sum < /tmp/r || echo failed; done < /dev/ttyS0",
+    );
+    for round in 0..rounds {
+        pair.issuer.type_line(&round.to_string());
+        let stored = pair.issuer.line();
+        let (path, hash) = stored
+            .split_once(' ')
+            .unwrap_or_else(|| panic!("round {round}: {stored}"));
+        assert_eq!(path, format!("day/{}.png", round % 10), "round {round}: {stored}");
+        pair.front.type_line(path);
+        assert_eq!(pair.front.line(), hash, "round {round}: {path} is stale or wrong");
+    }
+    for guest in [&mut pair.issuer, &mut pair.front] {
+        guest.type_line("end");
+    }
+}
+
+/// One process stores, one process reads, and only paths go from one to the other, each as soon as it is durable.
+fn streamed_paths(pair: &mut Pair, count: usize) {
+    pair.issuer.ok(&format!(
+        "mkdir /tmp/in && cd /tmp/in && for n in $(seq {count}); do \
+         {{ echo \"receipt $n\"; head -c $((n * 131 % 9000)) /dev/urandom; }} > $n.png; done"
+    ));
+    let issued = pair.issuer.ok("cd /tmp/in && sha256sum *.png | sort");
+    let Pair { issuer, front, .. } = pair;
+    issuer.type_line("receipt put --batch /tmp/in --prefix stream/ || echo failed");
+    front.type_line("receipt get --batch - --to /tmp/out < /dev/ttyS0 || echo failed");
+    let mut answers = VecDeque::new();
+    for _ in 0..count {
+        let path = issuer.line();
+        front.type_line(&path);
+        answers.push_back(path);
+        // A terminal holds only so much that nobody has read.
+        if answers.len() > 16 {
+            assert_eq!(Some(front.line()), answers.pop_front());
+        }
+    }
+    front.end_of_input();
+    answers
+        .into_iter()
+        .for_each(|path| assert_eq!(front.line(), path));
+    let received = front.ok("cd /tmp/out/stream && sha256sum *.png | sort");
+    assert_eq!(received.lines().count(), count);
+    assert_eq!(received, issued, "what is read is not what was stored");
+}
+
+#[test]
+fn reader_cannot_write_and_a_naive_reader_is_stale() {
+    let mut pair = Pair::boot();
+    naive_reader_is_stale(&mut pair);
+    reader_cannot_write(&mut pair);
+    pair.finish();
+}
+
+fn reader_cannot_write(pair: &mut Pair) {
+    pair.issuer
+        .ok("echo precious > /tmp/r && receipt put precious.txt /tmp/r");
+    for how in ["oflag=direct", "conv=fsync"] {
+        let output = pair
+            .front
+            .run(&format!("dd if=/dev/zero of=/dev/vda bs=4096 count=16 {how}"));
+        assert_ne!(output.code, 0, "a reader wrote: {}", output.text);
+    }
+    let put = pair.front.run("echo x | receipt put forged.txt -");
+    assert_eq!(put.code, 7, "busy or read-only: {}", put.text);
+    assert_eq!(pair.front.run("receipt get forged.txt").code, 3, "not found");
+    assert_eq!(pair.front.ok("receipt get precious.txt"), "precious\n");
+}
+
+/// A reader that goes through its page cache does not see what `receipt get` sees.
+fn naive_reader_is_stale(pair: &mut Pair) {
+    // The shell holds the disk open: with the last close the kernel would forget the cache.
+    pair.front.ok("exec 9< /dev/vda; cat /dev/vda > /dev/null");
+    pair.issuer
+        .ok("echo 'brand new receipt' > /tmp/r && receipt put new.txt /tmp/r");
+    assert_eq!(pair.front.ok("receipt get new.txt"), "brand new receipt\n");
+    let look = "grep -a -c 'brand new receipt'";
+    let naive = pair.front.run(&format!("{look} /dev/vda"));
+    assert_eq!(naive.text.trim(), "0", "a buffered read is expected to be stale");
+    let direct = pair
+        .front
+        .ok(&format!("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | {look}"));
+    assert_ne!(direct.trim(), "0", "the receipt is on the disk as it is");
+    pair.front.ok("exec 9<&-");
+}
