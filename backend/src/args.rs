@@ -207,10 +207,7 @@ impl Cli {
             Some(Command::Serve(serve)) => serve.into_config().map(|config| Action::Serve(Box::new(config))),
             Some(Command::Ctl(ctl)) => Ok(ctl.into_action()),
             None if self.convention.print_capabilities => Ok(Action::PrintCapabilities),
-            None => self
-                .convention
-                .into_config()
-                .map(|config| Action::Serve(Box::new(config))),
+            None => self.convention.into_config().map(|config| Action::Serve(Box::new(config))),
         }
     }
 }
@@ -225,39 +222,23 @@ impl Ctl {
             CtlCommand::Takeover { guest } => ControlCommand::Takeover { guest },
             CtlCommand::ClearPoison => ControlCommand::ClearPoison,
         };
-        Action::Ctl {
-            socket: self.control,
-            command,
-            as_json: self.json,
-        }
+        Action::Ctl { socket: self.control, command, as_json: self.json }
     }
 }
 
 impl Convention {
     fn into_config(self) -> Result<Config, StartError> {
         let Some(path) = self.blk_file else {
-            return Err(usage(
-                "nothing to do: try 'serve --help', or --socket-path with --blk-file",
-            ));
+            return Err(usage("nothing to do: try 'serve --help', or --socket-path with --blk-file"));
         };
         let endpoint = match (self.socket_path, self.fd) {
             (Some(path), _) => EndpointConfig::Listen(path),
             (None, Some(fd)) => EndpointConfig::ListenFd(fd),
             (None, None) => return Err(usage("--blk-file needs --socket-path or --fd")),
         };
-        let role = if self.read_only {
-            Role::ReadOnly
-        } else {
-            Role::ReadWrite
-        };
+        let role = if self.read_only { Role::ReadOnly } else { Role::ReadWrite };
         let (access, reads) = (SocketAccess::default(), ReadMode::Completed);
-        let guests = vec![GuestConfig {
-            name: "guest".into(),
-            endpoint,
-            access,
-            role,
-            reads,
-        }];
+        let guests = vec![GuestConfig { name: "guest".into(), endpoint, access, role, reads }];
         check_guests(&guests, false)?;
         Ok(Config {
             state: default_state(&path),
@@ -281,17 +262,10 @@ impl Convention {
 
 impl Serve {
     fn into_config(self) -> Result<Config, StartError> {
-        let guests = self
-            .guests
-            .iter()
-            .map(|text| parse_guest(text))
-            .collect::<Result<Vec<_>, _>>()?;
+        let guests = self.guests.iter().map(|text| parse_guest(text)).collect::<Result<Vec<_>, _>>()?;
         check_guests(&guests, self.multi_writer)?;
         if self.queues == 0 || self.queues > MAX_QUEUES {
-            return Err(usage(&format!(
-                "--queues {}: 1 to {MAX_QUEUES} are possible",
-                self.queues
-            )));
+            return Err(usage(&format!("--queues {}: 1 to {MAX_QUEUES} are possible", self.queues)));
         }
         if !self.queue_size.is_power_of_two() || self.queue_size > MAX_QUEUE_SIZE {
             let size = self.queue_size;
@@ -334,11 +308,7 @@ fn usage(text: &str) -> StartError {
 
 /// Bytes of a size such as `512`, `64K`, `256M`, `8G`, `1T`.
 fn parse_size(text: &str) -> Result<u64, StartError> {
-    let bad = || {
-        usage(&format!(
-            "--create {text}: a size is a number and K, M, G or T, such as 256M"
-        ))
-    };
+    let bad = || usage(&format!("--create {text}: a size is a number and K, M, G or T, such as 256M"));
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let shift = match unit {
@@ -350,9 +320,7 @@ fn parse_size(text: &str) -> Result<u64, StartError> {
         _ => return Err(bad()),
     };
     let number: u64 = digits.parse().map_err(|_| bad())?;
-    let bytes = number
-        .checked_mul(1 << shift)
-        .filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok());
+    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok());
     bytes.ok_or_else(bad)
 }
 
@@ -362,9 +330,7 @@ fn parse_guest(text: &str) -> Result<GuestConfig, StartError> {
     let mut access = SocketAccess::default();
     let mut seen = HashSet::new();
     for part in text.split(',') {
-        let (key, value) = part
-            .split_once('=')
-            .ok_or_else(|| bad(&format!("'{part}' is not KEY=VALUE")))?;
+        let (key, value) = part.split_once('=').ok_or_else(|| bad(&format!("'{part}' is not KEY=VALUE")))?;
         if !seen.insert(key) {
             return Err(bad(&format!("{key} is given twice")));
         }
@@ -401,9 +367,7 @@ fn parse_guest(text: &str) -> Result<GuestConfig, StartError> {
 
 fn parse_name(text: &str) -> Option<String> {
     let fits = (1..=MAX_NAME_BYTES).contains(&text.len());
-    let plain = text
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     (fits && plain).then(|| text.to_owned())
 }
 
@@ -444,10 +408,7 @@ fn check_guests(guests: &[GuestConfig], multi_writer: bool) -> Result<(), StartE
             return Err(usage(&format!("two guests use the socket {}", path.display())));
         }
     }
-    let mut writers = guests
-        .iter()
-        .filter(|guest| guest.role.may_write())
-        .map(|guest| &guest.name);
+    let mut writers = guests.iter().filter(|guest| guest.role.may_write()).map(|guest| &guest.name);
     if let (Some(first), Some(second), false) = (writers.next(), writers.next(), multi_writer) {
         return Err(usage(&format!(
             "guests {first} and {second} both have access=rw; give one access=ro or standby, or --multi-writer"

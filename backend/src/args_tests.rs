@@ -20,14 +20,8 @@ const ISSUER: &str = "serve --image i --guest name=issuer,socket=/a";
 #[test]
 fn defaults_are_those_of_the_documentation() {
     let config = config(ISSUER).unwrap();
-    assert_eq!(
-        (config.queues, config.queue_size, config.engine),
-        (64, 1024, None)
-    );
-    assert_eq!(
-        (config.disk.cache, config.disk.unmap, config.disk.writable),
-        (CacheMode::Direct, true, true)
-    );
+    assert_eq!((config.queues, config.queue_size, config.engine), (64, 1024, None));
+    assert_eq!((config.disk.cache, config.disk.unmap, config.disk.writable), (CacheMode::Direct, true, true));
     let guest = &config.guests[0];
     assert_eq!((guest.role, guest.reads), (Role::ReadWrite, ReadMode::Completed));
     assert_eq!(guest.access, SocketAccess::default());
@@ -39,13 +33,7 @@ fn every_key_of_a_guest_is_understood() {
     let guest = &config(text).unwrap().guests[0];
     assert_eq!(guest.endpoint, EndpointConfig::Connect("/q".into()));
     assert_eq!((guest.role, guest.reads), (Role::Standby, ReadMode::Durable));
-    assert_eq!(
-        guest.access,
-        SocketAccess {
-            mode: Some(0o660),
-            group_id: Some(0)
-        }
-    );
+    assert_eq!(guest.access, SocketAccess { mode: Some(0o660), group_id: Some(0) });
 }
 
 #[test]
@@ -93,46 +81,18 @@ fn only_readers_never_open_for_writing() {
 
 #[test]
 fn sizes_are_powers_of_1024() {
-    for (text, bytes) in [
-        ("512", 512),
-        ("4K", 4096),
-        ("256M", 256 << 20),
-        ("8G", 8 << 30),
-        ("1T", 1 << 40),
-    ] {
+    for (text, bytes) in [("512", 512), ("4K", 4096), ("256M", 256 << 20), ("8G", 8 << 30), ("1T", 1 << 40)] {
         assert_eq!(parse_size(text).unwrap(), bytes);
     }
-    for text in [
-        "",
-        "M",
-        "0",
-        "0M",
-        "1.5G",
-        "-1",
-        "4KB",
-        "16777216T",
-        "99999999999999999999",
-    ] {
-        assert!(
-            parse_size(text).unwrap_err().to_string().contains("--create"),
-            "{text}"
-        );
+    for text in ["", "M", "0", "0M", "1.5G", "-1", "4KB", "16777216T", "99999999999999999999"] {
+        assert!(parse_size(text).unwrap_err().to_string().contains("--create"), "{text}");
     }
 }
 
 #[test]
 fn queue_numbers_are_checked() {
-    for arguments in [
-        "--queues 0",
-        "--queues 65",
-        "--queue-size 0",
-        "--queue-size 3",
-        "--queue-size 2048",
-    ] {
-        assert!(
-            error(&format!("{ISSUER} {arguments}")).contains("possible"),
-            "{arguments}"
-        );
+    for arguments in ["--queues 0", "--queues 65", "--queue-size 0", "--queue-size 3", "--queue-size 2048"] {
+        assert!(error(&format!("{ISSUER} {arguments}")).contains("possible"), "{arguments}");
     }
 }
 
@@ -140,10 +100,7 @@ fn queue_numbers_are_checked() {
 fn the_convention_of_qemu_makes_one_guest() {
     let config = config("--socket-path=/s --blk-file=f --read-only").unwrap();
     assert_eq!(config.guests[0].endpoint, EndpointConfig::Listen("/s".into()));
-    assert_eq!(
-        (config.guests[0].role, config.disk.writable),
-        (Role::ReadOnly, false)
-    );
+    assert_eq!((config.guests[0].role, config.disk.writable), (Role::ReadOnly, false));
     assert!(error("--socket-path=/s").contains("nothing to do"));
     assert!(error("--blk-file=f").contains("needs --socket-path or --fd"));
     assert!(error("").contains("nothing to do"));

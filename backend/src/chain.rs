@@ -122,8 +122,7 @@ impl DescriptorTable {
         }
         let offset = u64::from(index) * u64::from(DESCRIPTOR_BYTES);
         let address = self.address.checked_add(offset).ok_or(ChainError::TableOutside)?;
-        mem.read_obj(GuestAddress(address))
-            .map_err(|_| ChainError::TableOutside)
+        mem.read_obj(GuestAddress(address)).map_err(|_| ChainError::TableOutside)
     }
 
     /// The indirect table that `descriptor` refers to.
@@ -139,11 +138,7 @@ impl DescriptorTable {
         if size > MAX_TABLE_DESCRIPTORS {
             return Err(ChainError::BadIndirectLength(len));
         }
-        Ok(Self {
-            address: descriptor.addr().0,
-            size,
-            may_be_indirect: false,
-        })
+        Ok(Self { address: descriptor.addr().0, size, may_be_indirect: false })
     }
 }
 

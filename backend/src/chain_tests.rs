@@ -14,16 +14,11 @@ fn memory() -> Mem {
 
 fn put(mem: &Mem, table: u64, index: u64, (addr, len, flags, next): (u64, u32, u32, u16)) {
     let descriptor = Descriptor::new(addr, len, u16::try_from(flags).unwrap(), next);
-    mem.write_obj(descriptor, GuestAddress(table + 16 * index))
-        .unwrap();
+    mem.write_obj(descriptor, GuestAddress(table + 16 * index)).unwrap();
 }
 
 fn walk(mem: &Mem, head: u16) -> Result<Chain, ChainError> {
-    let ring = DescriptorTable {
-        address: 0,
-        size: 8,
-        may_be_indirect: true,
-    };
+    let ring = DescriptorTable { address: 0, size: 8, may_be_indirect: true };
     let mut chain = Chain::default();
     chain.walk(mem, ring, head)?;
     Ok(chain)
@@ -47,10 +42,7 @@ fn splits_a_buffer_where_regions_meet() {
     let mem = memory();
     put(&mem, 0, 0, (0x7ff0, 0x20, WRITE, 0));
     let chain = walk(&mem, 0).unwrap();
-    assert_eq!(
-        chain.writable.iter().map(HostSlice::len).collect::<Vec<_>>(),
-        [0x10, 0x10]
-    );
+    assert_eq!(chain.writable.iter().map(HostSlice::len).collect::<Vec<_>>(), [0x10, 0x10]);
 }
 
 #[test]
@@ -107,15 +99,8 @@ fn refuses_bad_indirect_tables() {
 
     put(&mem, 0, 0, (0x4000, 16, INDIRECT, 0));
     put(&mem, 0x4000, 0, (0x3000, 1, WRITE, 0));
-    let not_negotiated = DescriptorTable {
-        address: 0,
-        size: 8,
-        may_be_indirect: false,
-    };
-    assert_eq!(
-        Chain::default().walk(&mem, not_negotiated, 0),
-        Err(ChainError::BadIndirect)
-    );
+    let not_negotiated = DescriptorTable { address: 0, size: 8, may_be_indirect: false };
+    assert_eq!(Chain::default().walk(&mem, not_negotiated, 0), Err(ChainError::BadIndirect));
 }
 
 #[test]
@@ -124,12 +109,7 @@ fn an_over_long_chain_keeps_only_its_end() {
     let count = MAX_CHAIN_DESCRIPTORS + 100;
     put(&mem, 0, 0, (0x10000, count * 16, INDIRECT, 0));
     for at in 0..count - 1 {
-        put(
-            &mem,
-            0x10000,
-            u64::from(at),
-            (0x1000, 16, NEXT, u16::try_from(at + 1).unwrap()),
-        );
+        put(&mem, 0x10000, u64::from(at), (0x1000, 16, NEXT, u16::try_from(at + 1).unwrap()));
     }
     put(&mem, 0x10000, u64::from(count - 1), (0x2000, 1, WRITE, 0));
     let chain = walk(&mem, 0).unwrap();

@@ -44,10 +44,7 @@ pub fn offered_features(role: Role) -> u64 {
     } else {
         bits.push(VIRTIO_BLK_F_RO);
     }
-    bits.iter().fold(
-        VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(),
-        |features, bit| features | 1 << bit,
-    )
+    bits.iter().fold(VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(), |features, bit| features | 1 << bit)
 }
 
 /// vhost-user protocol feature bits offered.
@@ -67,10 +64,7 @@ pub fn config_space(disk: &Disk, queues: u16) -> [u8; CONFIG_SPACE_BYTES] {
     let sectors = |bytes: u32| bytes / u32::try_from(SECTOR_BYTES).unwrap_or(512);
     let blocks = |bytes: u32| bytes / block;
 
-    let mut space = Space {
-        bytes: [0; CONFIG_SPACE_BYTES],
-        at: 0,
-    };
+    let mut space = Space { bytes: [0; CONFIG_SPACE_BYTES], at: 0 };
     space.put(&(disk.capacity_bytes() / SECTOR_BYTES).to_le_bytes()); // 0 capacity
     space.put(&SIZE_MAX_BYTES.to_le_bytes()); // 8 size_max
     space.put(&SEG_MAX.to_le_bytes()); // 12 seg_max

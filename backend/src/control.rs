@@ -180,10 +180,7 @@ impl<'a> Control<'a> {
             .iter()
             .enumerate()
             .map(|(index, guest)| {
-                json!(Named {
-                    name: &guest.name,
-                    counters: self.shared.stats(index).snapshot()
-                })
+                json!(Named { name: &guest.name, counters: self.shared.stats(index).snapshot() })
             })
             .collect();
         json!({ "syncs": self.shared.disk.syncs(), "guests": guests })

@@ -26,10 +26,8 @@ pub enum CtlError {
 /// # Errors
 /// See [`CtlError`].
 pub fn run(socket: &Path, command: &ControlCommand, as_json: bool) -> Result<(), CtlError> {
-    let answer = ask(socket, command).map_err(|error| CtlError::Unreachable {
-        path: socket.into(),
-        error,
-    })?;
+    let answer =
+        ask(socket, command).map_err(|error| CtlError::Unreachable { path: socket.into(), error })?;
     let answer: Value = serde_json::from_str(&answer).map_err(|_| CtlError::BadAnswer(socket.into()))?;
     if answer["ok"] != Value::Bool(true) {
         let error = answer["error"].as_str().ok_or_else(|| CtlError::BadAnswer(socket.into()))?;
@@ -81,24 +79,12 @@ fn table(rows: &[Value]) -> String {
     let mut keys: Vec<&String> = first.keys().collect();
     keys.sort_by_key(|key| *key != "name");
     let mut cells: Vec<Vec<String>> = vec![keys.iter().map(|key| (*key).clone()).collect()];
-    cells.extend(
-        rows.iter()
-            .map(|row| keys.iter().map(|key| plain(&row[key.as_str()])).collect()),
-    );
-    let width = |column: usize| {
-        cells
-            .iter()
-            .map(|row: &Vec<String>| row[column].len())
-            .max()
-            .unwrap_or(0)
-    };
+    cells.extend(rows.iter().map(|row| keys.iter().map(|key| plain(&row[key.as_str()])).collect()));
+    let width = |column: usize| cells.iter().map(|row: &Vec<String>| row[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..keys.len()).map(width).collect();
     let line = |row: &Vec<String>| {
-        let padded: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
+        let padded: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         format!("{}\n", padded.join("  ").trim_end())
     };
     cells.iter().map(line).collect()

@@ -29,31 +29,18 @@ impl DirtyMap {
     #[must_use]
     pub fn new(limit: usize) -> Self {
         assert!(limit >= 2);
-        Self {
-            ranges: BTreeMap::new(),
-            limit,
-        }
+        Self { ranges: BTreeMap::new(), limit }
     }
 
     /// Notes that the write with this sequence number, to `range`, has completed.
     pub fn note(&mut self, range: ByteRange, sequence: u64) {
         self.cut_at(range.start);
         self.cut_at(range.end);
-        let covered: Vec<u64> = self
-            .ranges
-            .range(range.start..range.end)
-            .map(|(&start, _)| start)
-            .collect();
+        let covered: Vec<u64> = self.ranges.range(range.start..range.end).map(|(&start, _)| start).collect();
         for start in covered {
             self.ranges.remove(&start);
         }
-        self.ranges.insert(
-            range.start,
-            Dirty {
-                end: range.end,
-                sequence,
-            },
-        );
+        self.ranges.insert(range.start, Dirty { end: range.end, sequence });
         if self.ranges.len() > self.limit {
             self.coarsen();
         }
@@ -62,17 +49,10 @@ impl DirtyMap {
     /// The highest sequence number that touches `range`; `None` when all of it is synced.
     #[must_use]
     pub fn highest(&self, range: ByteRange) -> Option<u64> {
-        let before = self
-            .ranges
-            .range(..range.start)
-            .next_back()
-            .filter(|(_, dirty)| dirty.end > range.start);
+        let before =
+            self.ranges.range(..range.start).next_back().filter(|(_, dirty)| dirty.end > range.start);
         let inside = self.ranges.range(range.start..range.end);
-        before
-            .into_iter()
-            .chain(inside)
-            .map(|(_, dirty)| dirty.sequence)
-            .max()
+        before.into_iter().chain(inside).map(|(_, dirty)| dirty.sequence).max()
     }
 
     /// Forgets every write up to `sequence`: a sync has covered it.
@@ -98,18 +78,8 @@ impl DirtyMap {
             let (Some((start, _)), Some((_, last))) = (pair.first(), pair.last()) else {
                 continue;
             };
-            let sequence = pair
-                .iter()
-                .map(|(_, dirty)| dirty.sequence)
-                .max()
-                .unwrap_or(last.sequence);
-            self.ranges.insert(
-                *start,
-                Dirty {
-                    end: last.end,
-                    sequence,
-                },
-            );
+            let sequence = pair.iter().map(|(_, dirty)| dirty.sequence).max().unwrap_or(last.sequence);
+            self.ranges.insert(*start, Dirty { end: last.end, sequence });
         }
     }
 }
@@ -135,10 +105,7 @@ mod tests {
         assert_eq!(map.highest(range(0, 100)), Some(2));
         assert_eq!(map.highest(range(100, 200)), None);
         map.forget_synced(1);
-        assert_eq!(
-            (map.highest(range(0, 40)), map.highest(range(0, 41))),
-            (None, Some(2))
-        );
+        assert_eq!((map.highest(range(0, 40)), map.highest(range(0, 41))), (None, Some(2)));
         map.forget_synced(2);
         assert!(map.ranges.is_empty());
     }

@@ -90,17 +90,9 @@ impl Disk {
             cache = CacheMode::Page;
             reader = open_file(path, cache, false);
         }
-        let failed = |error| StartError::Image {
-            path: path.clone(),
-            doing: "cannot open it",
-            error,
-        };
+        let failed = |error| StartError::Image { path: path.clone(), doing: "cannot open it", error };
         let reader = reader.map_err(failed)?;
-        let writer = options
-            .writable
-            .then(|| open_file(path, cache, true))
-            .transpose()
-            .map_err(failed)?;
+        let writer = options.writable.then(|| open_file(path, cache, true)).transpose().map_err(failed)?;
         lock_image(writer.as_ref().unwrap_or(&reader), path, writer.is_some())?;
 
         let capacity_bytes = size_bytes(&reader, path)?;
@@ -113,11 +105,7 @@ impl Disk {
             return Err(StartError::EmptyImage { path: path.clone() });
         }
         if !capacity_bytes.is_multiple_of(unit) {
-            return Err(StartError::OddSize {
-                path: path.clone(),
-                bytes: capacity_bytes,
-                unit,
-            });
+            return Err(StartError::OddSize { path: path.clone(), bytes: capacity_bytes, unit });
         }
         Ok(Self {
             path: path.clone(),
@@ -132,9 +120,7 @@ impl Disk {
             completed_sequence: AtomicU64::new(0),
             synced_sequence: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
-            dirty: options
-                .track_dirty
-                .then(|| Mutex::new(DirtyMap::new(MAX_DIRTY_RANGES))),
+            dirty: options.track_dirty.then(|| Mutex::new(DirtyMap::new(MAX_DIRTY_RANGES))),
         })
     }
 
@@ -226,9 +212,7 @@ impl Disk {
     }
 
     fn lock_dirty(&self) -> Option<MutexGuard<'_, DirtyMap>> {
-        self.dirty
-            .as_ref()
-            .map(|dirty| dirty.lock().unwrap_or_else(PoisonError::into_inner))
+        self.dirty.as_ref().map(|dirty| dirty.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes every write completed before the call durable. Blocks.
@@ -277,11 +261,7 @@ impl Disk {
     /// # Errors
     /// When neither the file system nor writing zeroes does it.
     pub fn write_zeroes(&self, range: ByteRange, unmap: bool) -> io::Result<()> {
-        let flags = if unmap && self.unmap {
-            FallocateFlags::PUNCH_HOLE
-        } else {
-            FallocateFlags::ZERO_RANGE
-        };
+        let flags = if unmap && self.unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
         match self.fallocate(flags | FallocateFlags::KEEP_SIZE, range) {
             Err(error) if is_unsupported(&error) => self.write_zero_bytes(range),
             other => other,
@@ -289,12 +269,7 @@ impl Disk {
     }
 
     fn fallocate(&self, flags: FallocateFlags, range: ByteRange) -> io::Result<()> {
-        Ok(fallocate(
-            self.file(true),
-            flags,
-            range.start,
-            range.end - range.start,
-        )?)
+        Ok(fallocate(self.file(true), flags, range.start, range.end - range.start)?)
     }
 
     /// For file systems that know neither call: zeroes, through an aligned buffer because direct IO
@@ -314,8 +289,7 @@ impl Disk {
         let offset = |at: u64| usize::try_from(at - whole.start).map_err(io::Error::other);
         let mut buffer = AlignedBuffer::new(offset(whole.end)?, BUFFER_ALIGNMENT_BYTES);
         if whole != piece {
-            self.file(true)
-                .read_exact_at(buffer.as_mut_slice(), whole.start)?;
+            self.file(true).read_exact_at(buffer.as_mut_slice(), whole.start)?;
         }
         buffer.as_mut_slice()[offset(piece.start)?..offset(piece.end)?].fill(0);
         self.file(true).write_all_at(buffer.as_slice(), whole.start)
@@ -323,10 +297,7 @@ impl Disk {
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
-    )
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
 }
 
 /// Leaves an image that can be opened at the path, or says why not.
@@ -339,11 +310,7 @@ fn find_or_create(options: &DiskOptions) -> Result<(), StartError> {
             return create_image(path, options.create_bytes.ok_or_else(no_image)?);
         }
         Err(error) => {
-            return Err(StartError::Image {
-                path: path.clone(),
-                doing: "cannot open it",
-                error,
-            });
+            return Err(StartError::Image { path: path.clone(), doing: "cannot open it", error });
         }
     };
     let kind = match () {
@@ -353,35 +320,17 @@ fn find_or_create(options: &DiskOptions) -> Result<(), StartError> {
         () if kind.is_socket() => "a socket",
         () => "a character device",
     };
-    Err(StartError::NotAnImage {
-        path: path.clone(),
-        kind,
-    })
+    Err(StartError::NotAnImage { path: path.clone(), kind })
 }
 
 /// A new, fully allocated file of `bytes` zero bytes, durable when this returns.
 fn create_image(path: &Path, bytes: u64) -> Result<(), StartError> {
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
-        return Err(StartError::OddSize {
-            path: path.into(),
-            bytes,
-            unit: SECTOR_BYTES,
-        });
+        return Err(StartError::OddSize { path: path.into(), bytes, unit: SECTOR_BYTES });
     }
-    let failed = |error| StartError::Image {
-        path: path.into(),
-        doing: "cannot create it",
-        error,
-    };
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
-    let filled = allocate(&file, bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| sync_folder(path));
+    let failed = |error| StartError::Image { path: path.into(), doing: "cannot create it", error };
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    let filled = allocate(&file, bytes).and_then(|()| file.sync_all()).and_then(|()| sync_folder(path));
     filled.map_err(|error| {
         // A half-made image would pass for a smaller one at the next start.
         if let Err(left) = std::fs::remove_file(path) {
@@ -401,29 +350,18 @@ fn allocate(file: &File, bytes: u64) -> io::Result<()> {
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }
 
 fn open_file(path: &Path, cache: CacheMode, write: bool) -> io::Result<File> {
     let metadata = std::fs::metadata(path)?;
     let kind = metadata.file_type();
-    let mut flags = if cache == CacheMode::Direct {
-        libc::O_DIRECT
-    } else {
-        0
-    };
+    let mut flags = if cache == CacheMode::Direct { libc::O_DIRECT } else { 0 };
     if kind.is_block_device() && write {
         flags |= libc::O_EXCL;
     }
-    OpenOptions::new()
-        .read(true)
-        .write(write)
-        .custom_flags(flags)
-        .open(path)
+    OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)
 }
 
 fn refuses_direct(opened: &io::Result<File>) -> bool {

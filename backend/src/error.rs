@@ -20,11 +20,7 @@ pub enum StartError {
     #[error("image {path}: its {bytes} bytes are not a multiple of {unit}")]
     OddSize { path: PathBuf, bytes: u64, unit: u64 },
     #[error("image {path}: {doing}: {error}")]
-    Image {
-        path: PathBuf,
-        doing: &'static str,
-        error: io::Error,
-    },
+    Image { path: PathBuf, doing: &'static str, error: io::Error },
     #[error("image {path} is in use by {holder}; stop that first")]
     Locked { path: PathBuf, holder: String },
     #[error("socket {path}: another process listens on it; stop that first")]

@@ -46,11 +46,7 @@ impl Kind {
     /// How it touches its ranges.
     #[must_use]
     pub fn access(self) -> Access {
-        if self.changes_disk() {
-            Access::Exclusive
-        } else {
-            Access::Shared
-        }
+        if self.changes_disk() { Access::Exclusive } else { Access::Shared }
     }
 }
 
@@ -89,32 +85,21 @@ pub struct Context<'a> {
 /// Decides how `operation` goes on.
 #[must_use]
 pub fn start(operation: Operation, context: Context<'_>) -> Start {
-    let Context {
-        disk,
-        may_write,
-        serial,
-        write_through,
-    } = context;
+    let Context { disk, may_write, serial, write_through } = context;
     let refuses_writes = !may_write || disk.is_poisoned();
     match operation {
         Operation::GetId { segments } => Start::Finished(Status::Ok, answer_id(serial, &segments)),
         Operation::Flush if disk.is_poisoned() => refused(),
         Operation::Flush => Start::Slow(SlowOp::Flush),
-        Operation::Transfer {
-            direction: Direction::Write,
-            ..
-        }
-        | Operation::Erase { .. }
+        Operation::Transfer { direction: Direction::Write, .. } | Operation::Erase { .. }
             if refuses_writes =>
         {
             refused()
         }
         Operation::Transfer { range, .. } if range.start == range.end => Start::Finished(Status::Ok, 0),
-        Operation::Transfer {
-            direction,
-            range,
-            segments,
-        } => order_transfer(direction, range, segments, disk),
+        Operation::Transfer { direction, range, segments } => {
+            order_transfer(direction, range, segments, disk)
+        }
         Operation::Erase { ranges, .. } if ranges.is_empty() => Start::Finished(Status::Ok, 0),
         Operation::Erase { kind, ranges } => Start::Ordered {
             ranges: ranges
@@ -122,11 +107,7 @@ pub fn start(operation: Operation, context: Context<'_>) -> Start {
                 .map(|erase| erase.range.rounded_out(disk.alignment().offset_bytes))
                 .collect(),
             kind: Kind::Erase,
-            work: Work::Slow(SlowOp::Erase {
-                kind,
-                ranges: ranges.into(),
-                durable: write_through,
-            }),
+            work: Work::Slow(SlowOp::Erase { kind, ranges: ranges.into(), durable: write_through }),
         },
     }
 }
@@ -144,11 +125,7 @@ fn order_transfer(direction: Direction, range: ByteRange, segments: Vec<HostSlic
         Direction::Write => (Kind::Write, range.rounded_out(alignment.offset_bytes)),
     };
     let transfer = Transfer::new(direction, range, segments, alignment);
-    Start::Ordered {
-        ranges: vec![admitted],
-        kind,
-        work: Work::Transfer { transfer, bounces },
-    }
+    Start::Ordered { ranges: vec![admitted], kind, work: Work::Transfer { transfer, bounces } }
 }
 
 /// Writes the serial, padded with NULs to [`SERIAL_BYTES`], and returns the bytes written.

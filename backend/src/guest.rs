@@ -105,30 +105,18 @@ impl Guest {
     fn serve_message(&self, wire: &Wire<'_>, session: &mut Session) -> Result<(), WireError> {
         let Frame { header, body, fds } = wire.receive()?;
         let message = Message::decode(header.request, &body, fds)?;
-        log::debug!(
-            "guest={} event=message request={} body_bytes={}",
-            self.name,
-            header.request,
-            body.len()
-        );
+        log::debug!("guest={} event=message request={} body_bytes={}", self.name, header.request, body.len());
         let wants_ack = header.need_reply && session.acknowledges();
         let answer = match session.apply(message) {
             Ok(Reply::Body(body)) => body,
             Ok(Reply::None) if wants_ack => 0u64.to_le_bytes().to_vec(),
             Ok(Reply::None) => return Ok(()),
             Err(error) if wants_ack => {
-                log::warn!(
-                    "guest={} event=refused request={} error=\"{error}\"",
-                    self.name,
-                    header.request
-                );
+                log::warn!("guest={} event=refused request={} error=\"{error}\"", self.name, header.request);
                 1u64.to_le_bytes().to_vec()
             }
             Err(error) => {
-                return Err(WireError::Refused {
-                    request: header.request,
-                    error,
-                });
+                return Err(WireError::Refused { request: header.request, error });
             }
         };
         wire.send(&encode_reply(header.request, &answer))
@@ -140,10 +128,8 @@ impl Guest {
 /// # Errors
 /// When the kernel refuses to wait.
 pub fn wait_readable(fd: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut polled = [
-        PollFd::from_borrowed_fd(fd, PollFlags::IN),
-        PollFd::from_borrowed_fd(stop, PollFlags::IN),
-    ];
+    let mut polled =
+        [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::from_borrowed_fd(stop, PollFlags::IN)];
     while let Err(error) = poll(&mut polled, None) {
         if error != Errno::INTR {
             return Err(error.into());
@@ -158,13 +144,6 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
 
 /// Whether `stop` became readable within `pause`.
 fn sleep_unless_stopped(pause: Duration, stop: BorrowedFd<'_>) -> bool {
-    let timeout = Timespec::try_from(pause).unwrap_or(Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    });
-    poll(
-        &mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)],
-        Some(&timeout),
-    )
-    .is_ok_and(|count| count > 0)
+    let timeout = Timespec::try_from(pause).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+    poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], Some(&timeout)).is_ok_and(|count| count > 0)
 }

@@ -29,56 +29,34 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// [`StartError::Locked`] names the holder; a file system without locks is an error too.
 pub fn lock_image(file: &File, path: &Path, write: bool) -> Result<(), StartError> {
     let deadline = Instant::now() + Duration::from_secs(LOCK_WAIT_SECONDS);
-    let failed = |error| StartError::Image {
-        path: path.into(),
-        doing: "cannot lock it",
-        error,
-    };
+    let failed = |error| StartError::Image { path: path.into(), doing: "cannot lock it", error };
     if try_lock(file, write).map_err(failed)? {
         return Ok(());
     }
-    log::info!(
-        "event=wait-for-lock image={} holder=\"{}\"",
-        path.display(),
-        holder(file)
-    );
+    log::info!("event=wait-for-lock image={} holder=\"{}\"", path.display(), holder(file));
     while Instant::now() < deadline {
         std::thread::sleep(RETRY_INTERVAL);
         if try_lock(file, write).map_err(failed)? {
             return Ok(());
         }
     }
-    Err(StartError::Locked {
-        path: path.into(),
-        holder: holder(file),
-    })
+    Err(StartError::Locked { path: path.into(), holder: holder(file) })
 }
 
 /// One try: take the bytes, then look whether anybody objects; if so, give them back.
 fn try_lock(file: &File, write: bool) -> io::Result<bool> {
-    let taken: &[i64] = if write {
-        &[USES_READ, USES_WRITE, UNSHARES_WRITE]
-    } else {
-        &[USES_READ, UNSHARES_WRITE]
-    };
-    let objections: &[i64] = if write {
-        &[USES_WRITE, UNSHARES_WRITE]
-    } else {
-        &[USES_WRITE]
-    };
+    let taken: &[i64] =
+        if write { &[USES_READ, USES_WRITE, UNSHARES_WRITE] } else { &[USES_READ, UNSHARES_WRITE] };
+    let objections: &[i64] = if write { &[USES_WRITE, UNSHARES_WRITE] } else { &[USES_WRITE] };
     for &byte in taken {
         if !set_lock(file, libc::F_RDLCK, byte)? {
-            taken
-                .iter()
-                .try_for_each(|&b| set_lock(file, libc::F_UNLCK, b).map(|_| ()))?;
+            taken.iter().try_for_each(|&b| set_lock(file, libc::F_UNLCK, b).map(|_| ()))?;
             return Ok(false);
         }
     }
     for &byte in objections {
         if is_locked_by_another(file, byte)? {
-            taken
-                .iter()
-                .try_for_each(|&b| set_lock(file, libc::F_UNLCK, b).map(|_| ()))?;
+            taken.iter().try_for_each(|&b| set_lock(file, libc::F_UNLCK, b).map(|_| ()))?;
             return Ok(false);
         }
     }
@@ -88,13 +66,7 @@ fn try_lock(file: &File, write: bool) -> io::Result<bool> {
 fn flock(kind: i32, byte: i64) -> libc::flock {
     // The kinds and SEEK_SET are small constants; i16 is the type the C structure has.
     let l_type = i16::try_from(kind).unwrap_or(0);
-    libc::flock {
-        l_type,
-        l_whence: 0,
-        l_start: byte,
-        l_len: 1,
-        l_pid: 0,
-    }
+    libc::flock { l_type, l_whence: 0, l_start: byte, l_len: 1, l_pid: 0 }
 }
 
 /// False when another holder's exclusive lock is in the way.

@@ -34,11 +34,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&format!("error: {error}")),
         },
-        Ok(Action::Ctl {
-            socket,
-            command,
-            as_json,
-        }) => match ctl::run(&socket, &command, as_json) {
+        Ok(Action::Ctl { socket, command, as_json }) => match ctl::run(&socket, &command, as_json) {
             Ok(()) => ExitCode::SUCCESS,
             Err(CtlError::Refused(error)) => {
                 eprintln!("receiptdisk-backend: error: {error}");

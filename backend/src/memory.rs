@@ -91,12 +91,7 @@ impl MemoryTable {
     /// # Errors
     /// When no region has these addresses.
     pub fn remove(&mut self, region: &VhostUserMemoryRegion) -> Result<(), MemoryError> {
-        let VhostUserMemoryRegion {
-            guest_phys_addr,
-            user_addr,
-            memory_size,
-            ..
-        } = *region;
+        let VhostUserMemoryRegion { guest_phys_addr, user_addr, memory_size, .. } = *region;
         let at = self
             .regions
             .iter()
@@ -134,12 +129,7 @@ impl MemoryTable {
 
 impl Region {
     fn map(region: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<Self, MemoryError> {
-        let VhostUserMemoryRegion {
-            guest_phys_addr,
-            memory_size,
-            user_addr,
-            mmap_offset,
-        } = *region;
+        let VhostUserMemoryRegion { guest_phys_addr, memory_size, user_addr, mmap_offset } = *region;
         let ends = [guest_phys_addr, user_addr, mmap_offset].map(|start| start.checked_add(memory_size));
         let [Some(_), Some(_), Some(wanted_bytes)] = ends else {
             return Err(MemoryError::BadRegion);
@@ -152,10 +142,7 @@ impl Region {
         let stat = fstat(&fd).map_err(|e| MemoryError::Map(e.to_string()))?;
         let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         if file_bytes < wanted_bytes {
-            return Err(MemoryError::BeyondFile {
-                wanted_bytes,
-                file_bytes,
-            });
+            return Err(MemoryError::BeyondFile { wanted_bytes, file_bytes });
         }
         let mapping = MmapRegion::from_file(FileOffset::new(File::from(fd), mmap_offset), size)
             .map_err(|e| MemoryError::Map(e.to_string()))?;
@@ -184,10 +171,7 @@ impl HostSlice {
         for slice in mem.get_slices(addr, len) {
             let slice = slice.ok()?;
             let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-            out.push(Self(libc::iovec {
-                iov_base,
-                iov_len: slice.len(),
-            }));
+            out.push(Self(libc::iovec { iov_base, iov_len: slice.len() }));
         }
         Some(())
     }
@@ -198,10 +182,7 @@ impl HostSlice {
     /// `buffer` must stay valid and unmoved for as long as the slice is used.
     #[must_use]
     pub unsafe fn of_buffer(buffer: *mut u8, len: usize) -> Self {
-        Self(libc::iovec {
-            iov_base: buffer.cast(),
-            iov_len: len,
-        })
+        Self(libc::iovec { iov_base: buffer.cast(), iov_len: len })
     }
 
     /// Length in bytes.
@@ -226,10 +207,7 @@ impl HostSlice {
     #[must_use]
     pub fn split(self, at: usize) -> (Self, Self) {
         let at = at.min(self.len());
-        let first = libc::iovec {
-            iov_base: self.0.iov_base,
-            iov_len: at,
-        };
+        let first = libc::iovec { iov_base: self.0.iov_base, iov_len: at };
         let rest = libc::iovec {
             iov_base: self.0.iov_base.cast::<u8>().wrapping_add(at).cast(),
             iov_len: self.len() - at,

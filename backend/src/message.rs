@@ -72,11 +72,7 @@ impl Header {
             return Err(MessageError::TooLong(size));
         }
         let request = u32::from_le_bytes([r0, r1, r2, r3]);
-        Ok(Self {
-            request,
-            need_reply: flags & FLAG_NEED_REPLY != 0,
-            body_bytes,
-        })
+        Ok(Self { request, need_reply: flags & FLAG_NEED_REPLY != 0, body_bytes })
     }
 }
 
@@ -142,11 +138,7 @@ impl Message {
             FrontendReq::REM_MEM_REG => {
                 let region: VhostUserSingleMemoryRegion = parts.body()?;
                 // A front end may send the region's descriptor along; it is not needed.
-                if parts.fds.len() > 1 {
-                    Err(parts.bad_fds())
-                } else {
-                    Ok(Self::RemoveMemRegion(*region))
-                }
+                if parts.fds.len() > 1 { Err(parts.bad_fds()) } else { Ok(Self::RemoveMemRegion(*region)) }
             }
             FrontendReq::SET_VRING_NUM => parts.plain(Self::SetVringNum),
             FrontendReq::SET_VRING_ADDR => parts.plain(Self::SetVringAddr),
@@ -172,34 +164,20 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     fn bad_length(&self) -> MessageError {
-        MessageError::BadLength {
-            request: self.request,
-            bytes: self.body.len(),
-        }
+        MessageError::BadLength { request: self.request, bytes: self.body.len() }
     }
 
     fn bad_fds(&self) -> MessageError {
-        MessageError::BadDescriptors {
-            request: self.request,
-            fds: self.fds.len(),
-        }
+        MessageError::BadDescriptors { request: self.request, fds: self.fds.len() }
     }
 
     fn no_fds(&self) -> Result<(), MessageError> {
-        if self.fds.is_empty() {
-            Ok(())
-        } else {
-            Err(self.bad_fds())
-        }
+        if self.fds.is_empty() { Ok(()) } else { Err(self.bad_fds()) }
     }
 
     fn empty(&self, message: Message) -> Result<Message, MessageError> {
         self.no_fds()?;
-        if self.body.is_empty() {
-            Ok(message)
-        } else {
-            Err(self.bad_length())
-        }
+        if self.body.is_empty() { Ok(message) } else { Err(self.bad_length()) }
     }
 
     fn body<T: ByteValued + Default>(&self) -> Result<T, MessageError> {
@@ -226,26 +204,19 @@ impl Parts<'_> {
     fn vring_fd(mut self, make: impl FnOnce(VringFd) -> Message) -> Result<Message, MessageError> {
         let VhostUserU64 { value } = self.body()?;
         if value & !(VRING_INDEX_MASK | VRING_NO_FD) != 0 {
-            return Err(MessageError::BadBits {
-                request: self.request,
-            });
+            return Err(MessageError::BadBits { request: self.request });
         }
         let wanted = usize::from(value & VRING_NO_FD == 0);
         if self.fds.len() != wanted {
             return Err(self.bad_fds());
         }
         let index = u32::from((value & VRING_INDEX_MASK).to_le_bytes()[0]);
-        Ok(make(VringFd {
-            index,
-            fd: self.fds.pop(),
-        }))
+        Ok(make(VringFd { index, fd: self.fds.pop() }))
     }
 
     fn mem_table(self) -> Result<Message, MessageError> {
-        let (head, rest) = self
-            .body
-            .split_at_checked(size_of::<VhostUserMemory>())
-            .ok_or_else(|| self.bad_length())?;
+        let (head, rest) =
+            self.body.split_at_checked(size_of::<VhostUserMemory>()).ok_or_else(|| self.bad_length())?;
         let table: VhostUserMemory = read(head).ok_or_else(|| self.bad_length())?;
         let count = usize::try_from(table.num_regions).unwrap_or(usize::MAX);
         let region_bytes = size_of::<VhostUserMemoryRegion>();
@@ -255,22 +226,15 @@ impl Parts<'_> {
         if self.fds.len() != count {
             return Err(self.bad_fds());
         }
-        let regions = rest
-            .chunks_exact(region_bytes)
-            .map_while(read::<VhostUserMemoryRegion>);
+        let regions = rest.chunks_exact(region_bytes).map_while(read::<VhostUserMemoryRegion>);
         Ok(Message::SetMemTable(regions.zip(self.fds).collect()))
     }
 
     /// The body is the part of the space that is asked for; only its place and size matter.
     fn get_config(self) -> Result<Message, MessageError> {
         self.no_fds()?;
-        let head = self
-            .body
-            .get(..size_of::<VhostUserConfig>())
-            .ok_or_else(|| self.bad_length())?;
-        read(head)
-            .map(Message::GetConfig)
-            .ok_or_else(|| self.bad_length())
+        let head = self.body.get(..size_of::<VhostUserConfig>()).ok_or_else(|| self.bad_length())?;
+        read(head).map(Message::GetConfig).ok_or_else(|| self.bad_length())
     }
 }
 

@@ -3,9 +3,7 @@ use std::fs::File;
 use super::*;
 
 fn fds(count: usize) -> Vec<OwnedFd> {
-    (0..count)
-        .map(|_| File::open("/dev/null").unwrap().into())
-        .collect()
+    (0..count).map(|_| File::open("/dev/null").unwrap().into()).collect()
 }
 
 fn error(request: FrontendReq, body: &[u8], descriptors: usize) -> Option<MessageError> {
@@ -17,10 +15,7 @@ fn words(values: &[u32]) -> Vec<u8> {
 }
 
 fn region(base: u64) -> Vec<u8> {
-    [base, 0x1000, base + 0x1_0000, 0]
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    [base, 0x1000, base + 0x1_0000, 0].iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn header(request: u32, flags: u32, size: u32) -> Result<Header, MessageError> {
@@ -29,22 +24,8 @@ fn header(request: u32, flags: u32, size: u32) -> Result<Header, MessageError> {
 
 #[test]
 fn headers_with_wrong_flags_or_sizes_are_refused() {
-    assert_eq!(
-        header(1, 1, 0),
-        Ok(Header {
-            request: 1,
-            need_reply: false,
-            body_bytes: 0
-        })
-    );
-    assert_eq!(
-        header(1, 9, 8),
-        Ok(Header {
-            request: 1,
-            need_reply: true,
-            body_bytes: 8
-        })
-    );
+    assert_eq!(header(1, 1, 0), Ok(Header { request: 1, need_reply: false, body_bytes: 0 }));
+    assert_eq!(header(1, 9, 8), Ok(Header { request: 1, need_reply: true, body_bytes: 8 }));
     for flags in [0, 2, 3, 5, 0x11, 0x8000_0001, u32::MAX] {
         assert_eq!(header(1, flags, 0), Err(MessageError::BadFlags(flags)));
     }
@@ -82,19 +63,13 @@ fn every_request_wants_exactly_its_body() {
     for (request, len) in bodies {
         assert_eq!(error(request, &vec![0; len], 0), None, "{request:?}");
         for wrong in [len + 1, len + 8] {
-            let bad = MessageError::BadLength {
-                request: request as u32,
-                bytes: wrong,
-            };
+            let bad = MessageError::BadLength { request: request as u32, bytes: wrong };
             assert_eq!(error(request, &vec![0; wrong], 0), Some(bad));
         }
         if let Some(shorter) = len.checked_sub(1) {
             assert!(error(request, &vec![0; shorter], 0).is_some());
         }
-        assert!(
-            error(request, &vec![0; len], 2).is_some(),
-            "{request:?} takes no descriptors"
-        );
+        assert!(error(request, &vec![0; len], 2).is_some(), "{request:?} takes no descriptors");
     }
 }
 
@@ -106,10 +81,8 @@ fn ring_descriptors_come_exactly_when_announced() {
     assert_eq!(kick(0x103, 0), None);
     assert!(kick(3, 0).is_some() && kick(3, 2).is_some() && kick(0x103, 1).is_some());
     assert_eq!(kick(0x200, 1), Some(MessageError::BadBits { request: 12 }));
-    let Ok(Message::SetVringKick(VringFd {
-        index: 255,
-        fd: Some(_),
-    })) = Message::decode(12, &255u64.to_le_bytes(), fds(1))
+    let Ok(Message::SetVringKick(VringFd { index: 255, fd: Some(_) })) =
+        Message::decode(12, &255u64.to_le_bytes(), fds(1))
     else {
         panic!("index or descriptor lost")
     };
@@ -123,18 +96,10 @@ fn memory_tables_need_as_many_regions_and_descriptors_as_they_say() {
         error(FrontendReq::SET_MEM_TABLE, &body, descriptors)
     };
     assert_eq!(table(2, 2, 2), None);
-    for (count, regions, descriptors) in [
-        (0, 0, 0),
-        (8, 1, 1),
-        (1, 2, 1),
-        (u32::MAX, 1, 1),
-        (2, 2, 1),
-        (2, 2, 3),
-    ] {
-        assert!(
-            table(count, regions, descriptors).is_some(),
-            "{count} {regions} {descriptors}"
-        );
+    for (count, regions, descriptors) in
+        [(0, 0, 0), (8, 1, 1), (1, 2, 1), (u32::MAX, 1, 1), (2, 2, 1), (2, 2, 3)]
+    {
+        assert!(table(count, regions, descriptors).is_some(), "{count} {regions} {descriptors}");
     }
 }
 

@@ -67,19 +67,11 @@ pub fn standings(guests: &[Configured], state: &State) -> Vec<Standing> {
 
 /// A read-only guest has no other standing than that.
 fn standing(guest: &Configured, state: &State) -> Standing {
-    let plain = Standing {
-        access: guest.access,
-        fenced: false,
-    };
+    let plain = Standing { access: guest.access, fenced: false };
     if guest.access == Role::ReadOnly {
         return plain;
     }
-    state
-        .guests
-        .get(&guest.name)
-        .copied()
-        .filter(|s| s.access != Role::ReadOnly)
-        .unwrap_or(plain)
+    state.guests.get(&guest.name).copied().filter(|s| s.access != Role::ReadOnly).unwrap_or(plain)
 }
 
 /// Checks that the state file and the command line together leave one writer at most.
@@ -93,11 +85,8 @@ pub fn check_writers(
     multi_writer: bool,
 ) -> Result<(), StartError> {
     let standings = standings(guests, state);
-    let mut writers = guests
-        .iter()
-        .zip(&standings)
-        .filter(|(_, s)| s.access.may_write())
-        .map(|(g, _)| &g.name);
+    let mut writers =
+        guests.iter().zip(&standings).filter(|(_, s)| s.access.may_write()).map(|(g, _)| &g.name);
     match (writers.next(), writers.next()) {
         (Some(first), Some(second)) if !multi_writer => Err(StartError::Usage(format!(
             "guests {first} and {second} would both write, by {} and the command line; give one access=standby",
@@ -117,14 +106,7 @@ impl Operator {
         file: StateFile,
         state: State,
     ) -> Self {
-        Self {
-            shared,
-            guests,
-            multi_writer,
-            file,
-            command: Mutex::new(()),
-            now: Mutex::new(state),
-        }
+        Self { shared, guests, multi_writer, file, command: Mutex::new(()), now: Mutex::new(state) }
     }
 
     /// Standing of the guest with this index.
@@ -147,10 +129,7 @@ impl Operator {
         let index = self.writable_guest(name)?;
         let _command = self.begin_command();
         self.take_rights(&[index])?;
-        let fresh = Standing {
-            fenced: true,
-            ..self.standing(index)
-        };
+        let fresh = Standing { fenced: true, ..self.standing(index) };
         self.save(|state| {
             state.guests.insert(name.to_owned(), fresh);
         })
@@ -163,10 +142,7 @@ impl Operator {
     pub fn unfence(&self, name: &str) -> Result<(), OperatorError> {
         let index = self.writable_guest(name)?;
         let _command = self.begin_command();
-        let fresh = Standing {
-            fenced: false,
-            ..self.standing(index)
-        };
+        let fresh = Standing { fenced: false, ..self.standing(index) };
         if fresh.may_write() && !self.multi_writer {
             self.no_other_writer(index)?;
         }
@@ -188,16 +164,10 @@ impl Operator {
             .filter(|&at| at != index && self.standing(at).access.may_write())
             .collect();
         self.take_rights(&others)?;
-        let fresh = Standing {
-            access: Role::ReadWrite,
-            fenced: false,
-        };
+        let fresh = Standing { access: Role::ReadWrite, fenced: false };
         self.save(|state| {
             for &at in &others {
-                let old = Standing {
-                    access: Role::Standby,
-                    fenced: false,
-                };
+                let old = Standing { access: Role::Standby, fenced: false };
                 state.guests.insert(self.guests[at].name.clone(), old);
             }
             state.guests.insert(name.to_owned(), fresh);
@@ -244,10 +214,7 @@ impl Operator {
 
     /// Refuses these guests' writes, waits for those accepted before, and syncs them.
     fn take_rights(&self, indices: &[usize]) -> Result<(), OperatorError> {
-        let answers: Vec<_> = indices
-            .iter()
-            .map(|&index| self.set_may_write(index, false))
-            .collect();
+        let answers: Vec<_> = indices.iter().map(|&index| self.set_may_write(index, false)).collect();
         for answer in answers {
             // A worker that is gone has no writes left.
             let _ = answer.recv();
@@ -265,9 +232,7 @@ impl Operator {
 
     fn set_may_write(&self, index: usize, may_write: bool) -> mpsc::Receiver<()> {
         let (reply, answer) = mpsc::channel();
-        self.shared
-            .mailbox(index)
-            .send(Mail::SetMayWrite { may_write, reply });
+        self.shared.mailbox(index).send(Mail::SetMayWrite { may_write, reply });
         answer
     }
 
@@ -276,10 +241,9 @@ impl Operator {
         let mut state = self.lock();
         let mut fresh = state.clone();
         change(&mut fresh);
-        self.file.save(&fresh).map_err(|error| OperatorError::Save {
-            path: self.file.path().display().to_string(),
-            error,
-        })?;
+        self.file
+            .save(&fresh)
+            .map_err(|error| OperatorError::Save { path: self.file.path().display().to_string(), error })?;
         *state = fresh;
         Ok(())
     }

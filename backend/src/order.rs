@@ -25,10 +25,7 @@ impl ByteRange {
     pub fn rounded_out(self, align_bytes: u64) -> Self {
         debug_assert!(align_bytes.is_power_of_two());
         let mask = align_bytes - 1;
-        Self {
-            start: self.start & !mask,
-            end: self.end.saturating_add(mask) & !mask,
-        }
+        Self { start: self.start & !mask, end: self.end.saturating_add(mask) & !mask }
     }
 
     fn overlaps(self, other: Self) -> bool {
@@ -82,21 +79,14 @@ pub struct Order<O> {
 
 impl<O: Copy> Default for Order<O> {
     fn default() -> Self {
-        Self {
-            pending: Slab::new(),
-            live: Vec::new(),
-        }
+        Self { pending: Slab::new(), live: Vec::new() }
     }
 }
 
 impl<O: Copy> Order<O> {
     /// Admits a request that touches all of `ranges` (none of them empty) in one step.
     pub fn admit(&mut self, ranges: &[ByteRange], access: Access, owner: O) -> Admission {
-        let ticket = self.pending.insert(Pending {
-            owner,
-            blockers: 0,
-            dependents: Vec::new(),
-        });
+        let ticket = self.pending.insert(Pending { owner, blockers: 0, dependents: Vec::new() });
         let mut blockers = 0;
         for live in &self.live {
             let both_read = live.access == Access::Shared && access == Access::Shared;
@@ -107,27 +97,16 @@ impl<O: Copy> Order<O> {
         }
         for &range in ranges {
             debug_assert!(range.start < range.end);
-            self.live.push(Live {
-                range,
-                access,
-                ticket,
-            });
+            self.live.push(Live { range, access, ticket });
         }
         self.pending[ticket].blockers = blockers;
-        if blockers == 0 {
-            Admission::Now(Ticket(ticket))
-        } else {
-            Admission::Parked(Ticket(ticket))
-        }
+        if blockers == 0 { Admission::Now(Ticket(ticket)) } else { Admission::Parked(Ticket(ticket)) }
     }
 
     /// Ends a request that was granted, and adds the owners of those that may run now to `granted`.
     pub fn release(&mut self, ticket: Ticket, granted: &mut Vec<O>) {
         let done = self.pending.remove(ticket.0);
-        assert_eq!(
-            done.blockers, 0,
-            "a parked request cannot end before it was granted"
-        );
+        assert_eq!(done.blockers, 0, "a parked request cannot end before it was granted");
         self.live.retain(|live| live.ticket != ticket.0);
         for dependent in done.dependents {
             let waiting = &mut self.pending[dependent];

@@ -102,12 +102,9 @@ struct Reference {
 impl Reference {
     fn may_run(&self, id: u64) -> bool {
         let &(_, own, access, _) = self.requests.iter().find(|r| r.0 == id).unwrap();
-        self.requests
-            .iter()
-            .filter(|r| r.0 < id)
-            .all(|&(_, other, other_access, _)| {
-                (access == Access::Shared && other_access == Access::Shared) || !own.overlaps(other)
-            })
+        self.requests.iter().filter(|r| r.0 < id).all(|&(_, other, other_access, _)| {
+            (access == Access::Shared && other_access == Access::Shared) || !own.overlaps(other)
+        })
     }
 }
 

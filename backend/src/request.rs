@@ -114,10 +114,7 @@ impl Request {
     #[must_use]
     pub fn parse(chain: &mut Chain, capacity_bytes: u64) -> Option<Self> {
         let status = pop_last_byte(&mut chain.writable)?;
-        Some(Self {
-            status,
-            operation: parse_operation(chain, capacity_bytes),
-        })
+        Some(Self { status, operation: parse_operation(chain, capacity_bytes) })
     }
 }
 
@@ -140,9 +137,7 @@ fn parse_operation(chain: &mut Chain, capacity_bytes: u64) -> Result<Operation, 
             parse_transfer(Direction::Write, start_sector, segments, capacity_bytes)
         }
         VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
-        VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId {
-            segments: std::mem::take(&mut chain.writable),
-        }),
+        VIRTIO_BLK_T_GET_ID => Ok(Operation::GetId { segments: std::mem::take(&mut chain.writable) }),
         VIRTIO_BLK_T_DISCARD => parse_erase(Erase::Discard, &chain.readable, capacity_bytes),
         VIRTIO_BLK_T_WRITE_ZEROES => parse_erase(Erase::WriteZeroes, &chain.readable, capacity_bytes),
         _ => Err(Status::Unsupported),
@@ -151,11 +146,7 @@ fn parse_operation(chain: &mut Chain, capacity_bytes: u64) -> Result<Operation, 
 
 /// The data buffers, provided that there are none of the other direction.
 fn take_only(data: &mut Vec<HostSlice>, other: &[HostSlice]) -> Result<Vec<HostSlice>, Status> {
-    if other.iter().all(HostSlice::is_empty) {
-        Ok(std::mem::take(data))
-    } else {
-        Err(Status::IoErr)
-    }
+    if other.iter().all(HostSlice::is_empty) { Ok(std::mem::take(data)) } else { Err(Status::IoErr) }
 }
 
 fn parse_transfer(
@@ -169,11 +160,7 @@ fn parse_transfer(
         return Err(Status::IoErr);
     }
     let range = byte_range(start_sector, len_bytes / SECTOR_BYTES, capacity_bytes)?;
-    Ok(Operation::Transfer {
-        direction,
-        range,
-        segments,
-    })
+    Ok(Operation::Transfer { direction, range, segments })
 }
 
 fn parse_erase(kind: Erase, data: &[HostSlice], capacity_bytes: u64) -> Result<Operation, Status> {
@@ -211,10 +198,7 @@ fn parse_erase_segment(kind: Erase, segment: &[u8], capacity_bytes: u64) -> Resu
         return Err(Status::IoErr);
     }
     let range = byte_range(start_sector, u64::from(sectors), capacity_bytes)?;
-    Ok(EraseRange {
-        range,
-        unmap: kind == Erase::Discard || flags != 0,
-    })
+    Ok(EraseRange { range, unmap: kind == Erase::Discard || flags != 0 })
 }
 
 fn byte_range(start_sector: u64, sectors: u64, capacity_bytes: u64) -> Result<ByteRange, Status> {

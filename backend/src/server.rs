@@ -54,13 +54,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let shared = Shared::new(disk, config.guests.len()).map_err(system("cannot make an eventfd"))?;
     let shared = Arc::new(shared);
 
-    let operator = Operator::new(
-        Arc::clone(&shared),
-        configured,
-        config.multi_writer,
-        state_file,
-        state,
-    );
+    let operator = Operator::new(Arc::clone(&shared), configured, config.multi_writer, state_file, state);
     let operator = Arc::new(operator);
     let syncer = start_syncer(&operator, &shared)?;
     let workers = start_workers(config, &shared, &operator, engines)?;
@@ -135,10 +129,7 @@ fn make_engines(config: &Config) -> Result<Vec<Engine>, StartError> {
 }
 
 fn configured(config: &Config) -> Vec<Configured> {
-    let guest = |guest: &GuestConfig| Configured {
-        name: guest.name.clone(),
-        access: guest.role,
-    };
+    let guest = |guest: &GuestConfig| Configured { name: guest.name.clone(), access: guest.role };
     config.guests.iter().map(guest).collect()
 }
 
@@ -150,11 +141,7 @@ fn start_syncer(operator: &Arc<Operator>, shared: &Arc<Shared>) -> Result<JoinHa
 }
 
 fn bind_control(config: &Config) -> Result<Option<Listener>, StartError> {
-    config
-        .control
-        .as_deref()
-        .map(|path| Listener::bind(path, SocketAccess::default()))
-        .transpose()
+    config.control.as_deref().map(|path| Listener::bind(path, SocketAccess::default())).transpose()
 }
 
 fn static_status(
@@ -210,9 +197,7 @@ fn start_workers(
         };
         let shared = Arc::clone(shared);
         let builder = thread::Builder::new().name(format!("worker-{}", guest.name));
-        builder
-            .spawn(move || run_worker(worker, shared, engine))
-            .map_err(system("cannot start a thread"))
+        builder.spawn(move || run_worker(worker, shared, engine)).map_err(system("cannot start a thread"))
     };
     config.guests.iter().zip(engines).enumerate().map(start).collect()
 }
@@ -233,17 +218,8 @@ fn bind_guests(config: &Config) -> Result<Vec<Guest>, StartError> {
             EndpointConfig::Listen(path) => Endpoint::Listen(Listener::bind(path, guest.access)?),
             EndpointConfig::ListenFd(fd) => Endpoint::Listen(open_listener(*fd)?),
         };
-        let offer = Offer {
-            role: guest.role,
-            queues: config.queues,
-            queue_size: config.queue_size,
-        };
-        Ok(Guest {
-            name: guest.name.clone(),
-            endpoint,
-            offer,
-            worker,
-        })
+        let offer = Offer { role: guest.role, queues: config.queues, queue_size: config.queue_size };
+        Ok(Guest { name: guest.name.clone(), endpoint, offer, worker })
     };
     config.guests.iter().enumerate().map(bind).collect()
 }
@@ -307,11 +283,7 @@ mod tests {
     #[test]
     fn serials_fit_begin_alike_and_differ() {
         let names = ["issuer", "front", "a-long-guest-name-1", "a-long-guest-name-2"];
-        let serials: Vec<_> = names
-            .iter()
-            .enumerate()
-            .map(|(index, name)| serial(index, name))
-            .collect();
+        let serials: Vec<_> = names.iter().enumerate().map(|(index, name)| serial(index, name)).collect();
         for (at, serial) in serials.iter().enumerate() {
             assert!(serial.len() <= SERIAL_BYTES && serial.starts_with(SERIAL_PREFIX.as_bytes()));
             assert!(!serials[..at].contains(serial));

@@ -206,9 +206,7 @@ impl Session {
         if let Ok(mem) = &changed {
             self.mem.clone_from(mem);
         }
-        let restarted: Result<(), _> = ran
-            .into_iter()
-            .try_for_each(|index| self.start_ring_if_ready(index));
+        let restarted: Result<(), _> = ran.into_iter().try_for_each(|index| self.start_ring_if_ready(index));
         changed?;
         restarted?;
         Ok(Reply::None)
@@ -217,9 +215,7 @@ impl Session {
     fn set_ring_size(&mut self, state: VhostUserVringState) -> Result<Reply, SessionError> {
         let VhostUserVringState { index, num } = state;
         let most = self.offer.queue_size;
-        let size = u16::try_from(num)
-            .ok()
-            .filter(|size| size.is_power_of_two() && *size <= most);
+        let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= most);
         let size = size.ok_or(SessionError::BadRingSize(num, most))?;
         self.stopped_ring(index)?.size = size;
         self.start_ring_if_ready(self.ring_index(index)?)?;
@@ -257,9 +253,7 @@ impl Session {
         let ring = self.stopped_ring(index)?;
         ring.kick = None;
         let words = [index, u32::from(ring.next_avail)];
-        Ok(Reply::Body(
-            words.iter().flat_map(|word| word.to_le_bytes()).collect(),
-        ))
+        Ok(Reply::Body(words.iter().flat_map(|word| word.to_le_bytes()).collect()))
     }
 
     fn set_ring_kick(&mut self, VringFd { index, fd }: VringFd) -> Result<Reply, SessionError> {
@@ -307,20 +301,12 @@ impl Session {
             return Reply::Body(Vec::new());
         };
         let head = [offset, len, flags];
-        Reply::Body(
-            head.iter()
-                .flat_map(|word| word.to_le_bytes())
-                .chain(part.iter().copied())
-                .collect(),
-        )
+        Reply::Body(head.iter().flat_map(|word| word.to_le_bytes()).chain(part.iter().copied()).collect())
     }
 
     fn ring_index(&self, index: u32) -> Result<usize, SessionError> {
         let count = self.rings.len();
-        usize::try_from(index)
-            .ok()
-            .filter(|at| *at < count)
-            .ok_or(SessionError::NoSuchRing(index, count))
+        usize::try_from(index).ok().filter(|at| *at < count).ok_or(SessionError::NoSuchRing(index, count))
     }
 
     /// The ring at `index`, stopped so that it can be changed.
@@ -347,12 +333,7 @@ impl Session {
         let may_be_indirect = self.features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0;
         let vring = Box::new(Vring::new(queue, mem, kick, ring.call.take(), may_be_indirect));
         let (reply, answer) = mpsc::channel();
-        self.mailbox().send(Mail::Start {
-            index: at,
-            vring,
-            features: self.features,
-            reply,
-        });
+        self.mailbox().send(Mail::Start { index: at, vring, features: self.features, reply });
         let started = answer.recv().map_err(|_| SessionError::NoWorker)?;
         started.map_err(|error| SessionError::Start { index: at, error })?;
         self.rings[at].running = true;
@@ -365,11 +346,7 @@ impl Session {
         let (Some(addresses), Some(mem)) = (&ring.addresses, &self.mem) else {
             return Err(SessionError::BadRingAddress);
         };
-        let translate = |user_addr| {
-            self.memory
-                .guest_address(user_addr)
-                .ok_or(SessionError::BadRingAddress)
-        };
+        let translate = |user_addr| self.memory.guest_address(user_addr).ok_or(SessionError::BadRingAddress);
         let [descriptors, available, used] =
             [addresses.descriptor, addresses.available, addresses.used].map(translate);
         let bad = |_| SessionError::BadRingAddress;
@@ -385,9 +362,7 @@ impl Session {
         }
         queue.set_event_idx(self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
         queue.set_next_avail(ring.next_avail);
-        let used_idx = queue
-            .used_idx(&**mem, std::sync::atomic::Ordering::Acquire)
-            .map_err(bad)?;
+        let used_idx = queue.used_idx(&**mem, std::sync::atomic::Ordering::Acquire).map_err(bad)?;
         queue.set_next_used(used_idx.0);
         Ok(queue)
     }
@@ -403,9 +378,7 @@ impl Session {
 
     /// Stops all rings at once and returns the indices of those that ran.
     fn stop_rings(&mut self, abandon: bool) -> Result<Vec<usize>, SessionError> {
-        let ran: Vec<usize> = (0..self.rings.len())
-            .filter(|&at| self.rings[at].running)
-            .collect();
+        let ran: Vec<usize> = (0..self.rings.len()).filter(|&at| self.rings[at].running).collect();
         let answers: Vec<_> = ran.iter().map(|&at| self.ask_to_stop(at, abandon)).collect();
         for (&at, answer) in ran.iter().zip(&answers) {
             self.take_stopped(at, answer)?;
@@ -415,11 +388,7 @@ impl Session {
 
     fn ask_to_stop(&self, at: usize, abandon: bool) -> Receiver<Box<Vring>> {
         let (reply, answer) = mpsc::channel();
-        self.mailbox().send(Mail::Stop {
-            index: at,
-            abandon,
-            reply,
-        });
+        self.mailbox().send(Mail::Stop { index: at, abandon, reply });
         answer
     }
 

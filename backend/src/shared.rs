@@ -50,19 +50,13 @@ impl Shared {
 
     /// Admits a request; see [`Order::admit`].
     pub fn admit(&self, ranges: &[ByteRange], access: Access, waiter: Waiter) -> Admission {
-        self.order
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .admit(ranges, access, waiter)
+        self.order.lock().unwrap_or_else(PoisonError::into_inner).admit(ranges, access, waiter)
     }
 
     /// Ends a granted request and tells the workers of those that may run now.
     pub fn release(&self, ticket: Ticket) {
         let mut granted = Vec::new();
-        self.order
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .release(ticket, &mut granted);
+        self.order.lock().unwrap_or_else(PoisonError::into_inner).release(ticket, &mut granted);
         for waiter in granted {
             self.mailbox(waiter.worker).send(Mail::Granted(waiter.token));
         }
@@ -75,10 +69,7 @@ impl Shared {
             if self.disk.take_poison_news() {
                 poisoned();
             }
-            let mail = Mail::SlowDone {
-                token: waiter.token,
-                result,
-            };
+            let mail = Mail::SlowDone { token: waiter.token, result };
             self.mailbox(waiter.worker).send(mail);
         });
     }
@@ -99,27 +90,18 @@ impl Shared {
 impl Mailbox {
     fn new() -> io::Result<Self> {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Self {
-            queue: Mutex::new(VecDeque::new()),
-            wake,
-        })
+        Ok(Self { queue: Mutex::new(VecDeque::new()), wake })
     }
 
     /// Leaves a message and wakes the worker.
     pub fn send(&self, mail: Mail) {
-        self.queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(mail);
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(mail);
         // The only failure is a full counter: then the worker is awake already.
         let _ = self.wake.write(1);
     }
 
     /// The oldest message.
     pub fn receive(&self) -> Option<Mail> {
-        self.queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 }

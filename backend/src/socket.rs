@@ -69,18 +69,12 @@ impl Listener {
     /// # Errors
     /// When another process listens there, something else is in the way, or the folder forbids it.
     pub fn bind(path: &Path, access: SocketAccess) -> Result<Self, StartError> {
-        let failed = |error| StartError::Socket {
-            path: path.into(),
-            error,
-        };
+        let failed = |error| StartError::Socket { path: path.into(), error };
         remove_stale(path)?;
         let socket = UnixListener::bind(path).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
         let inode = fs::symlink_metadata(path).map_err(failed)?.st_ino();
-        let listener = Self {
-            socket,
-            made: Some((path.into(), inode)),
-        };
+        let listener = Self { socket, made: Some((path.into(), inode)) };
         if let Some(group_id) = access.group_id {
             std::os::unix::fs::chown(path, None, Some(group_id)).map_err(failed)?;
         }
@@ -126,10 +120,7 @@ impl Drop for Listener {
 
 /// Removes a socket file on which nobody listens any more.
 fn remove_stale(path: &Path) -> Result<(), StartError> {
-    let failed = |error| StartError::Socket {
-        path: path.into(),
-        error,
-    };
+    let failed = |error| StartError::Socket { path: path.into(), error };
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(failed)?,

@@ -29,11 +29,7 @@ pub struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self {
-            version: VERSION,
-            poisoned: false,
-            guests: BTreeMap::new(),
-        }
+        Self { version: VERSION, poisoned: false, guests: BTreeMap::new() }
     }
 }
 
@@ -61,20 +57,13 @@ impl StateFile {
     /// # Errors
     /// When the file cannot be read or understood: nobody may guess who the writer is.
     pub fn load(&self) -> Result<State, StartError> {
-        let bad = |why: String| StartError::BadState {
-            path: self.path.clone(),
-            why,
-        };
+        let bad = |why: String| StartError::BadState { path: self.path.clone(), why };
         let text = match fs::read(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::default()),
             other => other.map_err(|error| bad(error.to_string()))?,
         };
         let state: State = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
-        if state.version == VERSION {
-            Ok(state)
-        } else {
-            Err(bad(format!("version {}", state.version)))
-        }
+        if state.version == VERSION { Ok(state) } else { Err(bad(format!("version {}", state.version))) }
     }
 
     /// Replaces the file; durable when this returns.
@@ -90,11 +79,7 @@ impl StateFile {
         file.write_all(b"\n")?;
         file.sync_all()?;
         fs::rename(&fresh, &self.path)?;
-        let folder = self
-            .path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder)?.sync_all()
     }
 }
@@ -109,17 +94,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = StateFile::new(folder.path().join("s"));
         assert_eq!(file.load().unwrap(), State::default());
-        let mut state = State {
-            poisoned: true,
-            ..State::default()
-        };
-        state.guests.insert(
-            "a".into(),
-            Standing {
-                access: Role::Standby,
-                fenced: true,
-            },
-        );
+        let mut state = State { poisoned: true, ..State::default() };
+        state.guests.insert("a".into(), Standing { access: Role::Standby, fenced: true });
         file.save(&state).unwrap();
         assert_eq!(file.load().unwrap(), state);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -131,10 +107,7 @@ mod tests {
         let file = StateFile::new(folder.path().join("s"));
         for text in ["", "{", "{\"version\":2,\"poisoned\":false,\"guests\":{}}", "[]"] {
             fs::write(file.path(), text).unwrap();
-            assert!(
-                file.load().unwrap_err().to_string().contains("state file"),
-                "{text}"
-            );
+            assert!(file.load().unwrap_err().to_string().contains("state file"), "{text}");
         }
     }
 }

@@ -108,12 +108,7 @@ impl Syncer {
     }
 
     fn erase_piece(&self, mut job: Job, disk: &Disk, done: &impl Fn(Waiter, io::Result<()>)) {
-        let SlowOp::Erase {
-            kind,
-            ranges,
-            durable,
-        } = &mut job.op
-        else {
+        let SlowOp::Erase { kind, ranges, durable } = &mut job.op else {
             return;
         };
         let result = match ranges.pop_front() {
@@ -147,11 +142,7 @@ fn sync_for(jobs: &[Job], disk: &Disk, done: &impl Fn(Waiter, io::Result<()>)) {
         SlowOp::SyncUpTo { sequence } => !disk.is_synced(sequence),
         _ => true,
     };
-    let result = if jobs.iter().any(needed) {
-        disk.sync()
-    } else {
-        Ok(())
-    };
+    let result = if jobs.iter().any(needed) { disk.sync() } else { Ok(()) };
     for job in jobs {
         let result = match &result {
             Err(error) if needed(job) => Err(io::Error::from(error.kind())),
@@ -165,12 +156,6 @@ fn sync_for(jobs: &[Job], disk: &Disk, done: &impl Fn(Waiter, io::Result<()>)) {
 fn cut(erase: EraseRange) -> (EraseRange, Option<EraseRange>) {
     let EraseRange { range, unmap } = erase;
     let middle = range.end.min(range.start.saturating_add(ERASE_PIECE_BYTES));
-    let part = |start, end| EraseRange {
-        range: ByteRange { start, end },
-        unmap,
-    };
-    (
-        part(range.start, middle),
-        (middle < range.end).then(|| part(middle, range.end)),
-    )
+    let part = |start, end| EraseRange { range: ByteRange { start, end }, unmap };
+    (part(range.start, middle), (middle < range.end).then(|| part(middle, range.end)))
 }

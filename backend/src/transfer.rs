@@ -23,10 +23,7 @@ pub struct Alignment {
 
 impl Alignment {
     /// Nothing demanded: the page cache.
-    pub const NONE: Self = Self {
-        memory_bytes: 1,
-        offset_bytes: 1,
-    };
+    pub const NONE: Self = Self { memory_bytes: 1, offset_bytes: 1 };
 
     fn offset_usize(self) -> usize {
         usize::try_from(self.offset_bytes).unwrap_or(1)
@@ -37,9 +34,7 @@ impl Alignment {
     pub fn suits(self, range: ByteRange, segments: &[HostSlice]) -> bool {
         let mask = self.offset_bytes - 1;
         (range.start | range.end) & mask == 0
-            && segments
-                .iter()
-                .all(|s| s.is_aligned(self.memory_bytes, self.offset_usize()))
+            && segments.iter().all(|s| s.is_aligned(self.memory_bytes, self.offset_usize()))
     }
 }
 
@@ -146,14 +141,7 @@ impl Transfer {
         debug_assert!(self.bounce.is_none());
         // SAFETY: an empty slice is never accessed.
         let rest = unsafe { [HostSlice::of_buffer(std::ptr::null_mut(), 0)] };
-        self.bounce = Some(Bounce {
-            buffer,
-            stage: Stage::Idle,
-            start: 0,
-            len: 0,
-            done: 0,
-            rest,
-        });
+        self.bounce = Some(Bounce { buffer, stage: Stage::Idle, start: 0, len: 0, done: 0, rest });
     }
 
     /// Takes the buffer back when the transfer has ended.
@@ -214,10 +202,7 @@ impl Transfer {
     }
 
     fn advance_direct(&mut self, mut count: usize) {
-        assert!(
-            count <= self.left,
-            "an IO cannot move more bytes than it was given"
-        );
+        assert!(count <= self.left, "an IO cannot move more bytes than it was given");
         self.left -= count;
         self.offset += count as u64;
         while let Some(segment) = self.segments.get_mut(self.moved) {
@@ -235,21 +220,14 @@ impl Transfer {
 impl Bounce {
     /// Chooses the next piece and whether it must be read first.
     fn begin(&mut self, direction: Direction, offset: u64, left: usize, alignment: Alignment) {
-        let wanted = ByteRange {
-            start: offset,
-            end: offset + left as u64,
-        };
+        let wanted = ByteRange { start: offset, end: offset + left as u64 };
         let whole = wanted.rounded_out(alignment.offset_bytes);
         let longest = self.buffer.len() as u64;
         self.start = whole.start;
         self.len = usize::try_from((whole.end - whole.start).min(longest)).unwrap_or(self.buffer.len());
         self.done = 0;
         let has_edges = self.data_part(offset, left) != (0, self.len);
-        self.stage = if direction == Direction::Read || has_edges {
-            Stage::Fill
-        } else {
-            Stage::Drain
-        };
+        self.stage = if direction == Direction::Read || has_edges { Stage::Fill } else { Stage::Drain };
     }
 
     /// Where in the piece the bytes of the request are: (skip, length).
@@ -261,19 +239,11 @@ impl Bounce {
     /// Copies the request's bytes for this piece into the buffer.
     fn load(&mut self, segments: &[HostSlice], moved: usize, offset: u64, left: usize) {
         let (skip, take) = self.data_part(offset, left);
-        gather(
-            segments,
-            moved,
-            &mut self.buffer.as_mut_slice()[skip..skip + take],
-        );
+        gather(segments, moved, &mut self.buffer.as_mut_slice()[skip..skip + take]);
     }
 
     fn io(&mut self) -> Io {
-        let direction = if self.stage == Stage::Fill {
-            Direction::Read
-        } else {
-            Direction::Write
-        };
+        let direction = if self.stage == Stage::Fill { Direction::Read } else { Direction::Write };
         let rest = &mut self.buffer.as_mut_slice()[self.done..self.len];
         // SAFETY: the buffer lives and stays in place as long as this transfer, which the worker
         // keeps until its last IO has ended.
@@ -285,12 +255,7 @@ impl Bounce {
 impl Io {
     fn new(direction: Direction, offset_bytes: u64, segments: &[HostSlice]) -> Self {
         let segment_count = u32::try_from(segments.len()).unwrap_or(0);
-        Self {
-            direction,
-            offset_bytes,
-            segments: segments.as_ptr(),
-            segment_count,
-        }
+        Self { direction, offset_bytes, segments: segments.as_ptr(), segment_count }
     }
 }
 

@@ -6,9 +6,7 @@ use crate::limits::BOUNCE_BUFFER_BYTES;
 const DISK_BYTES: usize = 64 * 1024;
 
 fn pattern(len: usize, salt: usize) -> Vec<u8> {
-    (0..len)
-        .map(|at| u8::try_from((at * 31 + salt) % 251).unwrap())
-        .collect()
+    (0..len).map(|at| u8::try_from((at * 31 + salt) % 251).unwrap()).collect()
 }
 
 /// Does what the engine does, at most `most` bytes at a time, and checks what direct IO would check.
@@ -17,14 +15,9 @@ fn carry_out(transfer: &mut Transfer, disk: &mut [u8], most: usize, alignment: A
         // SAFETY: the transfer owns the segments and is not touched meanwhile.
         let segments = unsafe { std::slice::from_raw_parts(io.segments, io.segment_count as usize) };
         let start = usize::try_from(io.offset_bytes).unwrap();
-        let whole = ByteRange {
-            start: start as u64,
-            end: (start + crate::memory::total_len(segments)) as u64,
-        };
-        assert!(
-            most != usize::MAX || alignment.suits(whole, segments),
-            "direct IO would refuse this"
-        );
+        let whole =
+            ByteRange { start: start as u64, end: (start + crate::memory::total_len(segments)) as u64 };
+        assert!(most != usize::MAX || alignment.suits(whole, segments), "direct IO would refuse this");
         let len = crate::memory::total_len(segments).min(most);
         let moved = match io.direction {
             Direction::Read => scatter(segments, 0, &disk[start..start + len]),
@@ -52,10 +45,7 @@ fn a_long_request_takes_several_calls() {
     let mut memory = pattern(DISK_BYTES, 1);
     let segments = slices(&mut memory, &[16; 3000]);
     let mut disk = vec![0; DISK_BYTES];
-    let range = ByteRange {
-        start: 0,
-        end: DISK_BYTES as u64,
-    };
+    let range = ByteRange { start: 0, end: DISK_BYTES as u64 };
     let mut transfer = Transfer::new(Direction::Write, range, segments, Alignment::NONE);
     assert_eq!(transfer.next_io().unwrap().segment_count as usize, MAX_IOVECS);
     carry_out(&mut transfer, &mut disk, usize::MAX, Alignment::NONE);
@@ -64,26 +54,14 @@ fn a_long_request_takes_several_calls() {
 
 #[test]
 fn alignment_looks_at_addresses_lengths_and_offsets() {
-    let alignment = Alignment {
-        memory_bytes: 512,
-        offset_bytes: 512,
-    };
+    let alignment = Alignment { memory_bytes: 512, offset_bytes: 512 };
     let mut buffer = AlignedBuffer::new(4096, 4096);
     let aligned = slices(buffer.as_mut_slice(), &[512, 1024]);
     let odd_cut = slices(buffer.as_mut_slice(), &[1, 511]);
-    let range = ByteRange {
-        start: 512,
-        end: 4608,
-    };
+    let range = ByteRange { start: 512, end: 4608 };
     assert!(alignment.suits(range, &aligned));
     assert!(!alignment.suits(range, &odd_cut));
-    assert!(
-        !Alignment {
-            memory_bytes: 512,
-            offset_bytes: 4096
-        }
-        .suits(range, &aligned)
-    );
+    assert!(!Alignment { memory_bytes: 512, offset_bytes: 4096 }.suits(range, &aligned));
     assert!(Alignment::NONE.suits(range, &odd_cut));
 }
 

@@ -37,16 +37,7 @@ impl Vring {
         call: Option<OwnedFd>,
         may_be_indirect: bool,
     ) -> Self {
-        Self {
-            queue,
-            mem,
-            kick,
-            call,
-            may_be_indirect,
-            in_flight: 0,
-            has_news: false,
-            broken: false,
-        }
+        Self { queue, mem, kick, call, may_be_indirect, in_flight: 0, has_news: false, broken: false }
     }
 
     /// Descriptor that the front end writes to when the ring has new requests.
@@ -87,12 +78,7 @@ impl Vring {
     fn try_take(&mut self, limit: usize, heads: &mut Vec<u16>) -> Result<bool, virtio_queue::Error> {
         let before = heads.len();
         let size = self.queue.size();
-        heads.extend(
-            self.queue
-                .iter(&*self.mem)?
-                .take(limit)
-                .map(|chain| chain.head_index()),
-        );
+        heads.extend(self.queue.iter(&*self.mem)?.take(limit).map(|chain| chain.head_index()));
         let taken = heads.len() - before;
         if heads[before..].iter().any(|&head| head >= size) {
             heads.truncate(before);

@@ -116,12 +116,8 @@ impl<'a> Wire<'a> {
         // Room for as many descriptors as the kernel ever passes at once, so that none is cut off.
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_MESSAGE_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(
-            &self.stream,
-            &mut [IoSliceMut::new(bytes)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )?;
+        let received =
+            recvmsg(&self.stream, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
                 fds.extend(rights);
@@ -135,19 +131,13 @@ impl<'a> Wire<'a> {
     }
 
     fn wait(&self, events: PollFlags) -> Result<(), WireError> {
-        let mut polled = [
-            PollFd::new(&self.stream, events),
-            PollFd::from_borrowed_fd(self.stop, PollFlags::IN),
-        ];
+        let mut polled =
+            [PollFd::new(&self.stream, events), PollFd::from_borrowed_fd(self.stop, PollFlags::IN)];
         match poll(&mut polled, None) {
             Err(Errno::INTR) => return Ok(()),
             other => other.map_err(io::Error::from)?,
         };
-        if polled[1].revents().is_empty() {
-            Ok(())
-        } else {
-            Err(WireError::Stopping)
-        }
+        if polled[1].revents().is_empty() { Ok(()) } else { Err(WireError::Stopping) }
     }
 }
 

@@ -204,10 +204,7 @@ impl Worker {
             self.reap_completions();
             self.settle_rings();
         }
-        assert!(
-            self.requests.is_empty(),
-            "a worker exits only after its rings have stopped"
-        );
+        assert!(self.requests.is_empty(), "a worker exits only after its rings have stopped");
         Ok(())
     }
 
@@ -219,9 +216,8 @@ impl Worker {
         if event == WAKE_EVENT {
             // Nothing to read means that another wake-up took it: the mail is looked at anyway.
             let _ = self.shared.mailbox(self.config.index).wake.read();
-        } else if let Some(Some(ring)) = usize::try_from(event)
-            .ok()
-            .and_then(|index| self.rings.get_mut(index))
+        } else if let Some(Some(ring)) =
+            usize::try_from(event).ok().and_then(|index| self.rings.get_mut(index))
         {
             ring.ready = true;
         }
@@ -231,21 +227,12 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         while let Some(mail) = shared.mailbox(self.config.index).receive() {
             match mail {
-                Mail::Start {
-                    index,
-                    vring,
-                    features,
-                    reply,
-                } => {
+                Mail::Start { index, vring, features, reply } => {
                     let started = self.start_ring(index, vring, features);
                     // A session that does not wait for the answer is gone, and stops its rings itself.
                     let _ = reply.send(started);
                 }
-                Mail::Stop {
-                    index,
-                    abandon,
-                    reply,
-                } => self.stop_ring(index, abandon, reply),
+                Mail::Stop { index, abandon, reply } => self.stop_ring(index, abandon, reply),
                 Mail::SetCall { index, call } => {
                     if let Some(Some(ring)) = self.rings.get_mut(index) {
                         ring.vring.set_call(call);
@@ -268,26 +255,13 @@ impl Worker {
     }
 
     fn start_ring(&mut self, index: usize, vring: Box<Vring>, features: u64) -> io::Result<()> {
-        assert!(
-            self.rings[index].is_none(),
-            "a ring is started only while it is stopped"
-        );
+        assert!(self.rings[index].is_none(), "a ring is started only while it is stopped");
         // Edge-triggered and never read: a front end cannot make the worker block on its descriptor.
-        watch(
-            &self.epoll,
-            vring.kick_fd(),
-            EventSet::IN | EventSet::EDGE_TRIGGERED,
-            index as u64,
-        )?;
+        watch(&self.epoll, vring.kick_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, index as u64)?;
         vring.signal();
         self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         // Requests may have been there before the kick descriptor was.
-        self.rings[index] = Some(Running {
-            vring,
-            ready: true,
-            stopping: None,
-            abandoned: false,
-        });
+        self.rings[index] = Some(Running { vring, ready: true, stopping: None, abandoned: false });
         Ok(())
     }
 
@@ -296,15 +270,10 @@ impl Worker {
             return;
         };
         // A descriptor that stays open in the front end would stay in the epoll set after our close.
-        if let Err(error) = self.epoll.ctl(
-            ControlOperation::Delete,
-            ring.vring.kick_fd(),
-            EpollEvent::default(),
-        ) {
-            log::warn!(
-                "guest={} event=unwatch-failed queue={index} error=\"{error}\"",
-                self.config.guest
-            );
+        if let Err(error) =
+            self.epoll.ctl(ControlOperation::Delete, ring.vring.kick_fd(), EpollEvent::default())
+        {
+            log::warn!("guest={} event=unwatch-failed queue={index} error=\"{error}\"", self.config.guest);
         }
         ring.stopping = Some(reply);
         ring.abandoned = abandon;
@@ -314,10 +283,7 @@ impl Worker {
     fn drain_rings(&mut self) {
         for index in 0..self.rings.len() {
             let room = (MAX_IN_FLIGHT - self.requests.len()).min(MAX_BATCH);
-            let Some(ring) = self.rings[index]
-                .as_mut()
-                .filter(|ring| room > 0 && ring.may_take())
-            else {
+            let Some(ring) = self.rings[index].as_mut().filter(|ring| room > 0 && ring.may_take()) else {
                 continue;
             };
             let mut heads = std::mem::take(&mut self.heads);
@@ -335,10 +301,7 @@ impl Worker {
             return;
         };
         if let Err(error) = ring.vring.walk(head, &mut self.chain) {
-            log::debug!(
-                "guest={} event=bad-chain queue={queue} error=\"{error}\"",
-                self.config.guest
-            );
+            log::debug!("guest={} event=bad-chain queue={queue} error=\"{error}\"", self.config.guest);
             ring.publish(head, 0);
             return;
         }
@@ -354,33 +317,17 @@ impl Worker {
             serial: &self.config.serial,
             write_through: self.write_through,
         };
-        match request
-            .operation
-            .map(|operation| execute::start(operation, context))
-        {
+        match request.operation.map(|operation| execute::start(operation, context)) {
             Err(refusal) => self.answer(queue, head, status, refusal, 0),
             Ok(Start::Finished(outcome, data_bytes)) => self.answer(queue, head, status, outcome, data_bytes),
             Ok(Start::Slow(op)) => {
                 let work = Work::AwaitSlow { data_bytes: 0 };
-                let token = self.keep(InFlight {
-                    queue,
-                    head,
-                    status,
-                    work,
-                    kind: Kind::Flush,
-                    ticket: None,
-                });
+                let token =
+                    self.keep(InFlight { queue, head, status, work, kind: Kind::Flush, ticket: None });
                 self.shared.syncer.submit(self.waiter(token), op);
             }
             Ok(Start::Ordered { ranges, kind, work }) => {
-                let token = self.keep(InFlight {
-                    queue,
-                    head,
-                    status,
-                    work,
-                    kind,
-                    ticket: None,
-                });
+                let token = self.keep(InFlight { queue, head, status, work, kind, ticket: None });
                 match self.shared.admit(&ranges, kind.access(), self.waiter(token)) {
                     Admission::Now(ticket) => {
                         self.requests[token].ticket = Some(ticket);
@@ -406,10 +353,7 @@ impl Worker {
     }
 
     fn keep(&mut self, request: InFlight) -> usize {
-        assert!(
-            self.requests.len() < MAX_IN_FLIGHT,
-            "the kernel may hold pointers into the requests"
-        );
+        assert!(self.requests.len() < MAX_IN_FLIGHT, "the kernel may hold pointers into the requests");
         self.writes += usize::from(request.kind.changes_disk());
         self.requests.insert(request)
     }
@@ -457,10 +401,7 @@ impl Worker {
         let file = self.shared.disk.file(self.config.access.looks_writable());
         // SAFETY: the request stays at its place in `requests` until its completion was taken, its
         // ring keeps the guest memory mapped until then, and the disk outlives the worker.
-        unsafe {
-            self.engine
-                .submit(file.as_raw_fd(), io, self.write_through, token)
-        };
+        unsafe { self.engine.submit(file.as_raw_fd(), io, self.write_through, token) };
     }
 
     fn reap_completions(&mut self) {
@@ -486,11 +427,7 @@ impl Worker {
         };
         match usize::try_from(result) {
             Ok(0) => {
-                log_io_error(
-                    &self.config.guest,
-                    transfer,
-                    "the image ends before the disk does",
-                );
+                log_io_error(&self.config.guest, transfer, "the image ends before the disk does");
                 self.finish_transfer(token, Status::IoErr);
             }
             Ok(count) => {
@@ -542,9 +479,7 @@ impl Worker {
         if let Some(ticket) = self.requests[token].ticket.take() {
             self.shared.release(ticket);
         }
-        self.shared
-            .syncer
-            .submit(self.waiter(token), SlowOp::SyncUpTo { sequence });
+        self.shared.syncer.submit(self.waiter(token), SlowOp::SyncUpTo { sequence });
     }
 
     fn finish_slow(&mut self, token: usize, result: &io::Result<()>) {
@@ -554,10 +489,7 @@ impl Worker {
         match result {
             Ok(()) => self.finish(token, Status::Ok, data_bytes),
             Err(error) => {
-                log::warn!(
-                    "guest={} event=slow-operation-failed error=\"{error}\"",
-                    self.config.guest
-                );
+                log::warn!("guest={} event=slow-operation-failed error=\"{error}\"", self.config.guest);
                 self.finish(token, Status::IoErr, 0);
             }
         }
@@ -568,12 +500,7 @@ impl Worker {
         let request = self.requests.remove(token);
         let is_read = request.kind == Kind::Read && status == Status::Ok;
         if let Some(ring) = &mut self.rings[request.queue] {
-            ring.finish(
-                request.head,
-                request.status,
-                status,
-                if is_read { moved_bytes } else { 0 },
-            );
+            ring.finish(request.head, request.status, status, if is_read { moved_bytes } else { 0 });
         }
         if let Some(ticket) = request.ticket {
             self.shared.release(ticket);
@@ -629,10 +556,7 @@ impl Worker {
     }
 
     fn waiter(&self, token: usize) -> Waiter {
-        Waiter {
-            worker: self.config.index,
-            token,
-        }
+        Waiter { worker: self.config.index, token }
     }
 }
 

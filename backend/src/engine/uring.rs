@@ -22,9 +22,7 @@ pub struct UringEngine {
 
 impl std::fmt::Debug for UringEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UringEngine")
-            .field("fd", &self.ring.as_raw_fd())
-            .finish()
+        f.debug_struct("UringEngine").field("fd", &self.ring.as_raw_fd()).finish()
     }
 }
 
@@ -35,9 +33,7 @@ impl UringEngine {
     /// Where the kernel or its configuration forbids io_uring.
     pub fn new() -> io::Result<Self> {
         let completion_entries = u32::try_from(2 * MAX_IN_FLIGHT).map_err(io::Error::other)?;
-        let ring = IoUring::builder()
-            .setup_cqsize(completion_entries)
-            .build(SUBMISSION_ENTRIES)?;
+        let ring = IoUring::builder().setup_cqsize(completion_entries).build(SUBMISSION_ENTRIES)?;
         Ok(Self { ring })
     }
 
@@ -72,10 +68,7 @@ impl UringEngine {
     pub fn take_completions(&mut self, completions: &mut Vec<Completion>) {
         for done in self.ring.completion() {
             let token = usize::try_from(done.user_data()).unwrap_or(usize::MAX);
-            completions.push(Completion {
-                token,
-                result: done.result(),
-            });
+            completions.push(Completion { token, result: done.result() });
         }
     }
 
@@ -89,9 +82,9 @@ impl UringEngine {
 fn entry(fd: RawFd, io: Io, durable: bool) -> squeue::Entry {
     let segments: *const libc::iovec = io.segments.cast();
     match io.direction {
-        Direction::Read => opcode::Readv::new(types::Fd(fd), segments, io.segment_count)
-            .offset(io.offset_bytes)
-            .build(),
+        Direction::Read => {
+            opcode::Readv::new(types::Fd(fd), segments, io.segment_count).offset(io.offset_bytes).build()
+        }
         Direction::Write => {
             let flags = if durable { libc::RWF_DSYNC } else { 0 };
             opcode::Writev::new(types::Fd(fd), segments, io.segment_count)
