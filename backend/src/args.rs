@@ -6,15 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::control::ControlCommand;
-use crate::disk::{CacheMode, DiskOptions};
 use crate::engine::EngineKind;
 use crate::error::StartError;
-use crate::limits::{MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SOCKET_PATH_BYTES};
+use crate::image::{CacheMode, ImageOptions};
+use crate::limits::{MAX_NAME_BYTES, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SOCKET_PATH_BYTES};
 use crate::role::{ReadMode, Role};
 use crate::socket::SocketAccess;
-
-/// Longest guest name, in bytes.
-const MAX_NAME_BYTES: usize = 64;
 
 /// Serves one disk image to several virtual machines as vhost-user block devices, in one order.
 #[derive(Debug, Parser)]
@@ -162,7 +159,9 @@ pub struct GuestConfig {
 #[derive(Debug)]
 pub struct Config {
     /// The image.
-    pub disk: DiskOptions,
+    pub image: ImageOptions,
+    /// Whether a guest's discard gives space back.
+    pub unmap: bool,
     /// The guests, at least one.
     pub guests: Vec<GuestConfig>,
     /// Virtqueues for each.
@@ -177,6 +176,14 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Where decisions are kept.
     pub state: PathBuf,
+}
+
+impl Config {
+    /// Whether any guest's reads wait for syncs.
+    #[must_use]
+    pub fn has_durable_reads(&self) -> bool {
+        self.guests.iter().any(|guest| guest.reads == ReadMode::Durable)
+    }
 }
 
 /// What the command line asks for.
@@ -242,14 +249,13 @@ impl Convention {
         check_guests(&guests, false)?;
         Ok(Config {
             state: default_state(&path),
-            disk: DiskOptions {
+            image: ImageOptions {
                 path,
                 create_bytes: None,
                 writable: !self.read_only,
                 cache: CacheMode::Direct,
-                unmap: true,
-                track_dirty: false,
             },
+            unmap: true,
             guests,
             queues: MAX_QUEUES,
             queue_size: MAX_QUEUE_SIZE,
@@ -274,19 +280,18 @@ impl Serve {
             )));
         }
         let state = self.state.unwrap_or_else(|| default_state(&self.image));
-        let disk = DiskOptions {
+        let image = ImageOptions {
             path: self.image,
             create_bytes: self.create.as_deref().map(parse_size).transpose()?,
             writable: guests.iter().any(|guest| guest.role.looks_writable()),
             cache: self.cache,
-            unmap: self.discard == DiscardMode::Unmap,
-            track_dirty: guests.iter().any(|guest| guest.reads == ReadMode::Durable),
         };
         Ok(Config {
             multi_writer: self.multi_writer,
             control: self.control,
             state,
-            disk,
+            image,
+            unmap: self.discard == DiscardMode::Unmap,
             guests,
             queues: self.queues,
             queue_size: self.queue_size,

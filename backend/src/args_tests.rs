@@ -21,7 +21,7 @@ const ISSUER: &str = "serve --image i --guest name=issuer,socket=/a";
 fn defaults_are_those_of_the_documentation() {
     let config = config(ISSUER).unwrap();
     assert_eq!((config.queues, config.queue_size, config.engine), (64, 1024, None));
-    assert_eq!((config.disk.cache, config.disk.unmap, config.disk.writable), (CacheMode::Direct, true, true));
+    assert_eq!((config.image.cache, config.unmap, config.image.writable), (CacheMode::Direct, true, true));
     let guest = &config.guests[0];
     assert_eq!((guest.role, guest.reads), (Role::ReadWrite, ReadMode::Completed));
     assert_eq!(guest.access, SocketAccess::default());
@@ -76,7 +76,7 @@ fn guests_do_not_collide() {
 #[test]
 fn only_readers_never_open_for_writing() {
     let config = config("serve --image i --guest name=a,socket=/a,access=ro").unwrap();
-    assert!(!config.disk.writable);
+    assert!(!config.image.writable);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn queue_numbers_are_checked() {
 fn the_convention_of_qemu_makes_one_guest() {
     let config = config("--socket-path=/s --blk-file=f --read-only").unwrap();
     assert_eq!(config.guests[0].endpoint, EndpointConfig::Listen("/s".into()));
-    assert_eq!((config.guests[0].role, config.disk.writable), (Role::ReadOnly, false));
+    assert_eq!((config.guests[0].role, config.image.writable), (Role::ReadOnly, false));
     assert!(error("--socket-path=/s").contains("nothing to do"));
     assert!(error("--blk-file=f").contains("needs --socket-path or --fd"));
     assert!(error("").contains("nothing to do"));

@@ -8,14 +8,11 @@ use thiserror::Error;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::limits::MAX_CHAIN_DESCRIPTORS;
+use crate::limits::{MAX_CHAIN_DESCRIPTORS, MAX_CHAIN_PIECES, MAX_TABLE_DESCRIPTORS};
 use crate::memory::{HostSlice, Mem};
 
 /// Bytes of one descriptor.
 const DESCRIPTOR_BYTES: u32 = 16;
-
-/// Descriptors that indices of 16 bits can reach.
-const MAX_TABLE_DESCRIPTORS: u32 = 1 << 16;
 
 /// Why a chain cannot be used at all. Its head is given back with no bytes written.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -29,6 +26,8 @@ pub enum ChainError {
     BufferOutside,
     #[error("chain has a loop")]
     Loop,
+    #[error("chain has more than {MAX_CHAIN_PIECES} pieces of memory")]
+    TooManyPieces,
     #[error("readable descriptor after a writable one")]
     ReadableAfterWritable,
     #[error("indirect table of {0} bytes")]
@@ -58,6 +57,8 @@ pub struct Chain {
     /// Whether there were more than [`MAX_CHAIN_DESCRIPTORS`]: then only the last buffers are here,
     /// to find the status byte with which the request is refused.
     pub is_too_long: bool,
+    /// Descriptors that were looked at.
+    pub walked: usize,
 }
 
 impl Chain {
@@ -69,11 +70,13 @@ impl Chain {
         self.readable.clear();
         self.writable.clear();
         self.is_too_long = false;
+        self.walked = 0;
         let mut table = ring;
         let mut index = head;
         let mut count = 0;
         loop {
             let descriptor = table.read(mem, index)?;
+            self.walked += 1;
             count += 1;
             if count > table.size {
                 return Err(ChainError::Loop);
@@ -83,7 +86,7 @@ impl Chain {
                 (index, count) = (0, 0);
                 continue;
             }
-            if count > MAX_CHAIN_DESCRIPTORS {
+            if self.walked > MAX_CHAIN_DESCRIPTORS as usize {
                 self.forget_all_but(&descriptor);
             }
             self.add(mem, &descriptor)?;
@@ -111,7 +114,11 @@ impl Chain {
             return Err(ChainError::ReadableAfterWritable);
         };
         let len = usize::try_from(descriptor.len()).map_err(|_| ChainError::BufferOutside)?;
-        HostSlice::resolve(mem, descriptor.addr(), len, buffers).ok_or(ChainError::BufferOutside)
+        HostSlice::resolve(mem, descriptor.addr(), len, buffers).ok_or(ChainError::BufferOutside)?;
+        if self.readable.len() + self.writable.len() > MAX_CHAIN_PIECES {
+            return Err(ChainError::TooManyPieces);
+        }
+        Ok(())
     }
 }
 

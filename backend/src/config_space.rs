@@ -59,13 +59,13 @@ pub fn offered_protocol_features() -> VhostUserProtocolFeatures {
 /// The configuration space of a device with `queues` virtqueues on `disk`.
 #[must_use]
 pub fn config_space(disk: &Disk, queues: u16) -> [u8; CONFIG_SPACE_BYTES] {
-    let block = disk.logical_block_bytes();
+    let block = disk.image().logical_block_bytes();
     let physical = block.max(PHYSICAL_BLOCK_BYTES);
     let sectors = |bytes: u32| bytes / u32::try_from(SECTOR_BYTES).unwrap_or(512);
     let blocks = |bytes: u32| bytes / block;
 
     let mut space = Space { bytes: [0; CONFIG_SPACE_BYTES], at: 0 };
-    space.put(&(disk.capacity_bytes() / SECTOR_BYTES).to_le_bytes()); // 0 capacity
+    space.put(&(disk.image().capacity_bytes / SECTOR_BYTES).to_le_bytes()); // 0 capacity
     space.put(&SIZE_MAX_BYTES.to_le_bytes()); // 8 size_max
     space.put(&SEG_MAX.to_le_bytes()); // 12 seg_max
     space.put(&[0; 4]); // 16 geometry: not offered
@@ -82,7 +82,7 @@ pub fn config_space(disk: &Disk, queues: u16) -> [u8; CONFIG_SPACE_BYTES] {
     space.put(&sectors(physical).to_le_bytes()); // 44 discard_sector_alignment
     space.put(&MAX_ERASE_SECTORS.to_le_bytes()); // 48 max_write_zeroes_sectors
     space.put(&MAX_ERASE_SEGMENTS.to_le_bytes()); // 52 max_write_zeroes_seg
-    space.put(&[1]); // 56 write_zeroes_may_unmap
+    space.put(&[u8::from(disk.unmaps())]); // 56 write_zeroes_may_unmap
     space.bytes
 }
 

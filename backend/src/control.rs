@@ -15,12 +15,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::guest::wait_readable;
 use crate::limits::{MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
 use crate::operator::Operator;
 use crate::shared::Shared;
 use crate::socket::Listener;
 use crate::stats::Snapshot;
+use crate::wire::wait_readable;
 
 /// Longest wait for a client's next line or for it to take an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-/// Why the backend does not start. Exit status 2.
+/// Why the backend does not start, or did not end well. Exit status 2, or 1 for [`StartError::LastSync`].
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum StartError {
@@ -35,6 +35,8 @@ pub enum StartError {
         "state file {path} is not understood: {why}; it says who may write, so repair it or remove it knowingly"
     )]
     BadState { path: PathBuf, why: String },
+    #[error("the image could not be synced at the end: {0}")]
+    LastSync(io::Error),
     #[error("{doing}: {error}")]
     System { doing: &'static str, error: io::Error },
 }

@@ -62,11 +62,22 @@ pub enum Work {
     },
     /// Erases by the slow operations.
     Slow(SlowOp),
-    /// Waits for the slow operation that was submitted; `data_bytes` are in guest memory already.
+    /// Waits for the slow operation that was submitted.
     AwaitSlow {
-        /// Bytes read before.
-        data_bytes: u32,
+        /// Bytes read or written before.
+        moved_bytes: u32,
     },
+}
+
+impl Work {
+    /// Bytes of guest memory that it moves.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Transfer { transfer, .. } => transfer.len_bytes(),
+            Self::Slow(_) | Self::AwaitSlow { .. } => 0,
+        }
+    }
 }
 
 /// What decides about an operation besides itself.
@@ -104,7 +115,7 @@ pub fn start(operation: Operation, context: Context<'_>) -> Start {
         Operation::Erase { kind, ranges } => Start::Ordered {
             ranges: ranges
                 .iter()
-                .map(|erase| erase.range.rounded_out(disk.alignment().offset_bytes))
+                .map(|erase| erase.range.rounded_out(disk.image().alignment.offset_bytes))
                 .collect(),
             kind: Kind::Erase,
             work: Work::Slow(SlowOp::Erase { kind, ranges: ranges.into(), durable: write_through }),
@@ -117,7 +128,7 @@ fn refused() -> Start {
 }
 
 fn order_transfer(direction: Direction, range: ByteRange, segments: Vec<HostSlice>, disk: &Disk) -> Start {
-    let alignment = disk.alignment();
+    let alignment = disk.image().alignment;
     let bounces = !alignment.suits(range, &segments);
     let (kind, admitted) = match direction {
         Direction::Read => (Kind::Read, range),

@@ -6,18 +6,18 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use log::Level;
 
+use crate::log_limit::LogLimit;
 use crate::message::{Message, encode_reply};
 use crate::session::{Offer, Reply, Session};
 use crate::shared::Shared;
 use crate::socket::Endpoint;
-use crate::wire::{Frame, Wire, WireError};
+use crate::wire::{Frame, Wire, WireError, is_readable, sleep_until_readable, wait_readable};
 
-/// Between two tries to connect: short while the front end is expected, longer when it stays away.
-const RETRY_FIRST: Duration = Duration::from_millis(5);
-const RETRY_LONGEST: Duration = Duration::from_millis(100);
+/// Between two tries: short while the front end is expected, longer when it stays away or says nothing.
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+const PAUSE_LONGEST: Duration = Duration::from_millis(100);
 
 /// One guest as the host serves it.
 #[derive(Debug)]
@@ -33,10 +33,10 @@ pub struct Guest {
 }
 
 /// How a connection ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The front end is gone, or was sent away.
-    Disconnected,
+    /// The front end is gone, or was sent away, after this many messages.
+    Disconnected { messages: u64 },
     /// The process stops.
     Stopping,
 }
@@ -44,37 +44,71 @@ enum End {
 impl Guest {
     /// Serves one front end after the other until `stop` is readable.
     pub fn serve(&self, shared: &Arc<Shared>, stop: BorrowedFd<'_>) {
-        while let Some(stream) = self.next_stream(stop) {
-            log::info!("guest={} event=connected", self.name);
+        let mut log = LogLimit::default();
+        let mut pause = PAUSE_FIRST;
+        while let Some(stream) = self.next_stream(&mut pause, stop, &mut log) {
+            log.log(Level::Info, format_args!("guest={} event=connected", self.name));
             shared.stats(self.worker).set_connected(true);
-            let end = self.serve_connection(stream, shared, stop);
+            let end = self.serve_connection(stream, shared, stop, &mut log);
             shared.stats(self.worker).set_connected(false);
             match end {
-                Ok(End::Stopping) => return,
-                Ok(End::Disconnected) => log::info!("guest={} event=disconnected", self.name),
-                Err(error) => log::warn!("guest={} event=disconnected error=\"{error}\"", self.name),
+                Ok(End::Stopping) => {}
+                Ok(End::Disconnected { messages }) => {
+                    log.log(Level::Info, format_args!("guest={} event=disconnected", self.name));
+                    if messages > 0 {
+                        pause = PAUSE_FIRST;
+                    }
+                }
+                Err(error) => {
+                    log.log(
+                        Level::Warn,
+                        format_args!("guest={} event=disconnected error=\"{error}\"", self.name),
+                    );
+                }
             }
         }
     }
 
-    /// The next front end; `None` when the process stops.
-    fn next_stream(&self, stop: BorrowedFd<'_>) -> Option<UnixStream> {
-        let mut pause = RETRY_FIRST;
+    /// The next front end; `None` when the process stops and none is left waiting.
+    fn next_stream(
+        &self,
+        pause: &mut Duration,
+        stop: BorrowedFd<'_>,
+        log: &mut LogLimit,
+    ) -> Option<UnixStream> {
+        if *pause > PAUSE_FIRST {
+            sleep_until_readable(stop, *pause);
+        }
         loop {
-            let waited = match &self.endpoint {
-                Endpoint::Listen(listener) => wait_readable(listener.as_fd(), stop),
-                Endpoint::Connect(_) => Ok(true),
-            };
-            let stream = waited.and_then(|_| self.endpoint.next_stream());
-            match stream {
-                _ if is_readable(stop) => return None,
-                Ok(Some(stream)) => return Some(stream),
+            let stopping = is_readable(stop);
+            if stopping && matches!(self.endpoint, Endpoint::Connect(_)) {
+                return None;
+            }
+            match self.endpoint.next_stream() {
+                Ok(Some(stream)) => {
+                    *pause = (*pause * 2).min(PAUSE_LONGEST);
+                    return Some(stream);
+                }
+                _ if stopping => return None,
                 Ok(None) => {}
                 // Out of descriptors or the like: it passes.
-                Err(error) => log::warn!("guest={} event=no-connection error=\"{error}\"", self.name),
+                Err(error) => {
+                    let guest = &self.name;
+                    log.log(Level::Warn, format_args!("guest={guest} event=no-connection error=\"{error}\""));
+                    sleep_until_readable(stop, PAUSE_LONGEST);
+                }
             }
-            sleep_unless_stopped(pause, stop);
-            pause = (pause * 2).min(RETRY_LONGEST);
+            match &self.endpoint {
+                Endpoint::Listen(listener) => {
+                    if let Err(error) = wait_readable(listener.as_fd(), stop) {
+                        log::error!("guest={} event=wait-failed error=\"{error}\"", self.name);
+                    }
+                }
+                Endpoint::Connect(_) => {
+                    sleep_until_readable(stop, *pause);
+                    *pause = (*pause * 2).min(PAUSE_LONGEST);
+                }
+            }
         }
     }
 
@@ -83,67 +117,54 @@ impl Guest {
         stream: UnixStream,
         shared: &Arc<Shared>,
         stop: BorrowedFd<'_>,
+        log: &mut LogLimit,
     ) -> io::Result<End> {
         let wire = Wire::new(stream, stop)?;
         let mut session = Session::new(Arc::clone(shared), self.worker, self.offer);
+        let mut messages = 0;
         let end = loop {
-            match self.serve_message(&wire, &mut session) {
-                Ok(()) => {}
-                Err(WireError::Closed) => break End::Disconnected,
+            match self.serve_message(&wire, &mut session, log) {
+                Ok(()) => messages += 1,
+                Err(WireError::Closed) => break End::Disconnected { messages },
                 Err(WireError::Stopping) => break End::Stopping,
                 Err(error) => {
-                    log::warn!("guest={} event=connection-dropped error=\"{error}\"", self.name);
-                    break End::Disconnected;
+                    log.log(
+                        Level::Warn,
+                        format_args!("guest={} event=connection-dropped error=\"{error}\"", self.name),
+                    );
+                    break End::Disconnected { messages };
                 }
             }
         };
         // A front end that is still there gets the answers to all requests that were taken.
-        session.end(end == End::Disconnected);
+        session.end(end != End::Stopping);
         Ok(end)
     }
 
-    fn serve_message(&self, wire: &Wire<'_>, session: &mut Session) -> Result<(), WireError> {
-        let Frame { header, body, fds } = wire.receive()?;
+    fn serve_message(
+        &self,
+        wire: &Wire<'_>,
+        session: &mut Session,
+        log: &mut LogLimit,
+    ) -> Result<(), WireError> {
+        let Frame { header, body, fds } = wire.receive(session.is_owned())?;
         let message = Message::decode(header.request, &body, fds)?;
         log::debug!("guest={} event=message request={} body_bytes={}", self.name, header.request, body.len());
-        let wants_ack = header.need_reply && session.acknowledges();
+        let wants_ack = header.need_reply && session.acknowledges() && !message.has_own_reply();
         let answer = match session.apply(message) {
             Ok(Reply::Body(body)) => body,
             Ok(Reply::None) if wants_ack => 0u64.to_le_bytes().to_vec(),
             Ok(Reply::None) => return Ok(()),
             Err(error) if wants_ack => {
-                log::warn!("guest={} event=refused request={} error=\"{error}\"", self.name, header.request);
+                let (guest, request) = (&self.name, header.request);
+                log.log(
+                    Level::Warn,
+                    format_args!("guest={guest} event=refused request={request} error=\"{error}\""),
+                );
                 1u64.to_le_bytes().to_vec()
             }
-            Err(error) => {
-                return Err(WireError::Refused { request: header.request, error });
-            }
+            Err(error) => return Err(WireError::Refused { request: header.request, error }),
         };
         wire.send(&encode_reply(header.request, &answer))
     }
-}
-
-/// Waits until `fd` is readable; false when the process stops.
-///
-/// # Errors
-/// When the kernel refuses to wait.
-pub fn wait_readable(fd: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut polled =
-        [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::from_borrowed_fd(stop, PollFlags::IN)];
-    while let Err(error) = poll(&mut polled, None) {
-        if error != Errno::INTR {
-            return Err(error.into());
-        }
-    }
-    Ok(polled[1].revents().is_empty())
-}
-
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    sleep_unless_stopped(Duration::ZERO, fd)
-}
-
-/// Whether `stop` became readable within `pause`.
-fn sleep_unless_stopped(pause: Duration, stop: BorrowedFd<'_>) -> bool {
-    let timeout = Timespec::try_from(pause).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-    poll(&mut [PollFd::from_borrowed_fd(stop, PollFlags::IN)], Some(&timeout)).is_ok_and(|count| count > 0)
 }

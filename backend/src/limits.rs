@@ -6,8 +6,17 @@ pub const MAX_QUEUES: u16 = 64;
 /// Descriptors in one virtqueue; QEMU's own maximum.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
-/// Descriptors one chain may have, indirect table included.
+/// Descriptors of a chain that is served; a longer one is refused.
 pub const MAX_CHAIN_DESCRIPTORS: u32 = 1024;
+
+/// Descriptors of an indirect table that is looked into at all, if only to find the status byte.
+pub const MAX_TABLE_DESCRIPTORS: u32 = 2048;
+
+/// Pieces of guest memory in one chain: buffers are divided where memory regions meet.
+pub const MAX_CHAIN_PIECES: usize = 2048;
+
+/// Descriptors walked before completions are looked at again.
+pub const MAX_ROUND_DESCRIPTORS: usize = 4096;
 
 /// Data segments a driver should use in one request (`seg_max`, virtio 1.2, 5.2.4).
 pub const SEG_MAX: u32 = 126;
@@ -20,6 +29,9 @@ pub const MAX_REQUEST_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Requests one guest may have in the backend; further ones wait in its ring.
 pub const MAX_IN_FLIGHT: usize = 1024;
+
+/// Bytes of the requests of one guest in the backend; further ones wait in its ring.
+pub const MAX_IN_FLIGHT_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Requests taken from one ring before the next ring has its turn.
 pub const MAX_BATCH: usize = 64;
@@ -42,11 +54,27 @@ pub const MAX_BOUNCE_BUFFERS: usize = 16;
 /// Bytes of one such buffer; a longer request is copied through it in pieces.
 pub const BOUNCE_BUFFER_BYTES: usize = 256 * 1024;
 
+/// Bytes of zeroes written at once where the host cannot zero by itself.
+pub const ZERO_PIECE_BYTES: u64 = 1 << 20;
+
+/// Bytes of a guest's name.
+pub const MAX_NAME_BYTES: usize = 64;
+
+/// Log lines a second that one guest can cause; what is beyond is counted and said later.
+pub const MAX_LOG_LINES_PER_SECOND: u32 = 5;
+
+/// Milliseconds that a connection in its first messages may go on when the process stops: QEMU 7.2 does not
+/// come back from a handshake that fails.
+pub const HANDSHAKE_GRACE_MS: u64 = 1000;
+
 /// Segments of one system call (`IOV_MAX`).
 pub const MAX_IOVECS: usize = 1024;
 
-/// Descriptors that one message may carry on the wire (`SCM_MAX_FD` of Linux).
-pub const MAX_MESSAGE_FDS: usize = 253;
+/// Guest memory of one guest, in bytes: the address space is shared by all guests.
+pub const MAX_MAPPED_BYTES: u64 = 16 << 40;
+
+/// Descriptors that one message may carry: one a region of SET_MEM_TABLE.
+pub const MAX_MESSAGE_FDS: usize = 32;
 
 /// Body bytes of one vhost-user message.
 pub const MAX_MESSAGE_BYTES: usize = 4096;

@@ -17,10 +17,22 @@ use crate::limits::LOCK_WAIT_SECONDS;
 
 const USES_READ: i64 = 100;
 const USES_WRITE: i64 = 101;
+const UNSHARES_READ: i64 = 200;
 const UNSHARES_WRITE: i64 = 201;
 
-/// Between two tries to get the lock.
-const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+// F_RDLCK and the like, in the type that the structure's field has.
+const READ_LOCK: i16 = 0;
+const WRITE_LOCK: i16 = 1;
+const UNLOCK: i16 = 2;
+const _: () = assert!(
+    libc::F_RDLCK == READ_LOCK as i32 && libc::F_WRLCK == WRITE_LOCK as i32 && libc::F_UNLCK == UNLOCK as i32
+);
+
+/// Between two tries to get the lock: not the same for two processes, so that they do not keep meeting.
+#[must_use]
+pub fn retry_interval() -> Duration {
+    Duration::from_millis(u64::from(40 + std::process::id() % 23))
+}
 
 /// Takes the locks of a reader, or of the one writer when `write`; waits up to
 /// [`LOCK_WAIT_SECONDS`] for another holder.
@@ -35,7 +47,7 @@ pub fn lock_image(file: &File, path: &Path, write: bool) -> Result<(), StartErro
     }
     log::info!("event=wait-for-lock image={} holder=\"{}\"", path.display(), holder(file));
     while Instant::now() < deadline {
-        std::thread::sleep(RETRY_INTERVAL);
+        std::thread::sleep(retry_interval());
         if try_lock(file, write).map_err(failed)? {
             return Ok(());
         }
@@ -43,34 +55,39 @@ pub fn lock_image(file: &File, path: &Path, write: bool) -> Result<(), StartErro
     Err(StartError::Locked { path: path.into(), holder: holder(file) })
 }
 
-/// One try: take the bytes, then look whether anybody objects; if so, give them back.
+/// One try. Nothing is taken while anybody objects, so that waiting disturbs nobody; after taking, the look
+/// is repeated, because another may have taken at the same time: then both give way.
 fn try_lock(file: &File, write: bool) -> io::Result<bool> {
     let taken: &[i64] =
         if write { &[USES_READ, USES_WRITE, UNSHARES_WRITE] } else { &[USES_READ, UNSHARES_WRITE] };
-    let objections: &[i64] = if write { &[USES_WRITE, UNSHARES_WRITE] } else { &[USES_WRITE] };
+    let objections: &[i64] =
+        if write { &[USES_WRITE, UNSHARES_READ, UNSHARES_WRITE] } else { &[USES_WRITE, UNSHARES_READ] };
+    let is_free = || -> io::Result<bool> {
+        let held = objections.iter().map(|&byte| is_locked_by_another(file, byte));
+        held.into_iter().try_fold(true, |free, held| Ok(free && !held?))
+    };
+    if !is_free()? {
+        return Ok(false);
+    }
+    let mut got_all = true;
     for &byte in taken {
-        if !set_lock(file, libc::F_RDLCK, byte)? {
-            taken.iter().try_for_each(|&b| set_lock(file, libc::F_UNLCK, b).map(|_| ()))?;
-            return Ok(false);
-        }
+        got_all &= set_lock(file, READ_LOCK, byte)?;
     }
-    for &byte in objections {
-        if is_locked_by_another(file, byte)? {
-            taken.iter().try_for_each(|&b| set_lock(file, libc::F_UNLCK, b).map(|_| ()))?;
-            return Ok(false);
-        }
+    if got_all && is_free()? {
+        return Ok(true);
     }
-    Ok(true)
+    for &byte in taken {
+        set_lock(file, UNLOCK, byte)?;
+    }
+    Ok(false)
 }
 
-fn flock(kind: i32, byte: i64) -> libc::flock {
-    // The kinds and SEEK_SET are small constants; i16 is the type the C structure has.
-    let l_type = i16::try_from(kind).unwrap_or(0);
-    libc::flock { l_type, l_whence: 0, l_start: byte, l_len: 1, l_pid: 0 }
+fn flock(kind: i16, byte: i64) -> libc::flock {
+    libc::flock { l_type: kind, l_whence: 0, l_start: byte, l_len: 1, l_pid: 0 }
 }
 
 /// False when another holder's exclusive lock is in the way.
-fn set_lock(file: &File, kind: i32, byte: i64) -> io::Result<bool> {
+fn set_lock(file: &File, kind: i16, byte: i64) -> io::Result<bool> {
     let lock = flock(kind, byte);
     // SAFETY: the descriptor is open and `lock` is a valid `struct flock` that the call only reads.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
@@ -84,16 +101,17 @@ fn set_lock(file: &File, kind: i32, byte: i64) -> io::Result<bool> {
 }
 
 fn is_locked_by_another(file: &File, byte: i64) -> io::Result<bool> {
-    let mut lock = flock(libc::F_WRLCK, byte);
+    let mut lock = flock(WRITE_LOCK, byte);
     // SAFETY: the descriptor is open and `lock` is a valid `struct flock` that the call fills in.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+    Ok(lock.l_type != UNLOCK)
 }
 
 /// Who else has a lock on the image, as far as /proc shows it.
-fn holder(file: &File) -> String {
+#[must_use]
+pub fn holder(file: &File) -> String {
     find_holder(file).unwrap_or_else(|| "another process".into())
 }
 

@@ -6,6 +6,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use receiptdisk_backend::args::{Action, Cli};
 use receiptdisk_backend::ctl::{self, CtlError};
+use receiptdisk_backend::error::StartError;
 use receiptdisk_backend::server::serve;
 
 /// Exit status of bad usage and of everything that keeps the backend from starting.
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
             print!("{error}");
             return ExitCode::SUCCESS;
         }
-        Err(error) => return fail(error.to_string().lines().next().unwrap_or("error: bad usage")),
+        Err(error) => return fail(&one_line(&error.to_string())),
     };
     match cli.into_action() {
         Ok(Action::PrintCapabilities) => {
@@ -32,6 +33,10 @@ fn main() -> ExitCode {
         }
         Ok(Action::Serve(config)) => match serve(&config) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(error @ StartError::LastSync(_)) => {
+                eprintln!("receiptdisk-backend: error: {error}");
+                ExitCode::FAILURE
+            }
             Err(error) => fail(&format!("error: {error}")),
         },
         Ok(Action::Ctl { socket, command, as_json }) => match ctl::run(&socket, &command, as_json) {
@@ -44,6 +49,12 @@ fn main() -> ExitCode {
         },
         Err(error) => fail(&format!("error: {error}")),
     }
+}
+
+/// What is wrong, without the usage text that follows.
+fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    format!("{}; see --help", words.join(" "))
 }
 
 fn fail(line: &str) -> ExitCode {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::fstat;
+use rustix::fs::{FileType, fstat};
 use thiserror::Error;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{
@@ -15,7 +15,10 @@ use vm_memory::{
     MmapRegion, VolatileSlice,
 };
 
-use crate::limits::MAX_MEM_SLOTS;
+use crate::limits::{MAX_MAPPED_BYTES, MAX_MEM_SLOTS};
+
+/// Regions are made of whole pages: then no ring entry lies across two of them.
+const PAGE_BYTES: u64 = 4096;
 
 /// Mapped memory of one guest; addresses are guest physical.
 pub type Mem = GuestMemoryMmap<()>;
@@ -24,7 +27,7 @@ pub type Mem = GuestMemoryMmap<()>;
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum MemoryError {
-    #[error("memory region is empty or its addresses wrap around")]
+    #[error("memory region is empty, not made of whole pages, or its addresses wrap around")]
     BadRegion,
     #[error("memory region wants {wanted_bytes} bytes of a file of {file_bytes}")]
     BeyondFile { wanted_bytes: u64, file_bytes: u64 },
@@ -34,6 +37,8 @@ pub enum MemoryError {
     Overlap,
     #[error("more than {MAX_MEM_SLOTS} memory regions")]
     TooMany,
+    #[error("more than {MAX_MAPPED_BYTES} bytes of guest memory")]
+    TooMuch,
     #[error("no such memory region")]
     Unknown,
 }
@@ -73,6 +78,10 @@ impl MemoryTable {
     pub fn add(&mut self, region: &VhostUserMemoryRegion, fd: OwnedFd) -> Result<(), MemoryError> {
         if self.regions.len() >= MAX_MEM_SLOTS {
             return Err(MemoryError::TooMany);
+        }
+        let mapped_bytes: u64 = self.regions.iter().map(|r| r.size_bytes).sum();
+        if region.memory_size > MAX_MAPPED_BYTES - mapped_bytes {
+            return Err(MemoryError::TooMuch);
         }
         let added = Region::map(region, fd)?;
         let overlaps = |r: &Region| {
@@ -135,13 +144,16 @@ impl Region {
             return Err(MemoryError::BadRegion);
         };
         let size = usize::try_from(memory_size).map_err(|_| MemoryError::BadRegion)?;
-        if size == 0 {
+        let is_paged =
+            [guest_phys_addr, user_addr, memory_size].iter().all(|at| at.is_multiple_of(PAGE_BYTES));
+        if size == 0 || !is_paged {
             return Err(MemoryError::BadRegion);
         }
         // A mapping that reaches past its file would end the whole process with SIGBUS on first use.
         let stat = fstat(&fd).map_err(|e| MemoryError::Map(e.to_string()))?;
         let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
-        if file_bytes < wanted_bytes {
+        let is_device = FileType::from_raw_mode(stat.st_mode).is_char_device();
+        if file_bytes < wanted_bytes && !is_device {
             return Err(MemoryError::BeyondFile { wanted_bytes, file_bytes });
         }
         let mapping = MmapRegion::from_file(FileOffset::new(File::from(fd), mmap_offset), size)

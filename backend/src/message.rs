@@ -112,6 +112,20 @@ pub struct VringFd {
 }
 
 impl Message {
+    /// Whether the request is answered by itself, so that an acknowledgement cannot be told from an answer.
+    #[must_use]
+    pub fn has_own_reply(&self) -> bool {
+        matches!(
+            self,
+            Self::GetFeatures
+                | Self::GetProtocolFeatures
+                | Self::GetQueueNum
+                | Self::GetMaxMemSlots
+                | Self::GetVringBase(_)
+                | Self::GetConfig(_)
+        )
+    }
+
     /// Reads the body of a message. Descriptors that are not part of it are closed.
     ///
     /// # Errors

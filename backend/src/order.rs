@@ -28,6 +28,22 @@ impl ByteRange {
         Self { start: self.start & !mask, end: self.end.saturating_add(mask) & !mask }
     }
 
+    /// The largest range inside this one whose ends are multiples of `align_bytes` (a power of two);
+    /// empty when there is none.
+    #[must_use]
+    pub fn rounded_in(self, align_bytes: u64) -> Self {
+        debug_assert!(align_bytes.is_power_of_two());
+        let mask = align_bytes - 1;
+        let start = self.start.saturating_add(mask) & !mask;
+        Self { start, end: (self.end & !mask).max(start) }
+    }
+
+    /// Whether there is no byte in it.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.start >= self.end
+    }
+
     fn overlaps(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
     }
@@ -96,7 +112,7 @@ impl<O: Copy> Order<O> {
             }
         }
         for &range in ranges {
-            debug_assert!(range.start < range.end);
+            debug_assert!(!range.is_empty());
             self.live.push(Live { range, access, ticket });
         }
         self.pending[ticket].blockers = blockers;

@@ -79,6 +79,14 @@ fn rounding_out_covers_the_read_modify_write() {
     assert_eq!(range(1, u64::MAX - 1).rounded_out(4096).start, 0);
 }
 
+#[test]
+fn rounding_in_stays_inside() {
+    assert_eq!(range(1, 1024).rounded_in(512), range(512, 1024));
+    assert_eq!(range(512, 1024).rounded_in(512), range(512, 1024));
+    assert!(range(513, 1023).rounded_in(512).is_empty());
+    assert!(range(100, 900).rounded_in(4096).is_empty());
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Admit { start: u64, len: u64, write: bool },

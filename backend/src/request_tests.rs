@@ -28,7 +28,7 @@ fn parse(
 ) -> Option<()> {
     let mut readable = Buffers(readable.to_vec());
     let mut writable = Buffers(writable_lens.iter().map(|len| vec![0; *len]).collect());
-    let mut chain = Chain { readable: readable.slices(), writable: writable.slices(), is_too_long: false };
+    let mut chain = Chain { readable: readable.slices(), writable: writable.slices(), ..Chain::default() };
     let request = Request::parse(&mut chain, CAPACITY)?;
     assert_eq!(request.status.len(), 1);
     look(request.operation);

@@ -12,15 +12,17 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use rustix::process::Resource;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::args::{Config, EndpointConfig, GuestConfig};
 use crate::control::{Control, StaticGuest, StaticStatus};
-use crate::disk::{CacheMode, Disk};
+use crate::disk::Disk;
 use crate::engine::{Engine, EngineKind, SyncEngine, UringEngine};
 use crate::error::StartError;
 use crate::guest::Guest;
+use crate::image::{CacheMode, Image};
 use crate::limits::{SERIAL_BYTES, STOP_DEADLINE_SECONDS};
 use crate::operator::{Configured, Operator, check_writers};
 use crate::role::ReadMode;
@@ -40,10 +42,12 @@ const SERIAL_PREFIX: &str = "receiptdisk";
 pub fn serve(config: &Config) -> Result<(), StartError> {
     // Nobody else gets at a socket between its making and its mode.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(system("cannot watch for signals"))?;
+    raise_descriptor_limit();
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("cannot watch for signals"))?;
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("cannot make an eventfd")(error.into()))?;
-    let disk = Disk::open(&config.disk)?;
+    let image = Image::open(&config.image)?;
+    let disk = Disk::new(image, config.unmap, config.has_durable_reads());
     let configured = configured(config);
     let state_file = StateFile::new(config.state.clone());
     let state = state_file.load()?;
@@ -64,8 +68,14 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
         shared: &shared,
         connections: AtomicUsize::new(0),
     };
+    // All paths are taken before anybody can connect: a front end is never let in and then left.
     let guests = bind_guests(config)?;
     let control_listener = bind_control(config)?;
+    if signals.pending().next().is_some() {
+        return Ok(());
+    }
+    guests.iter().try_for_each(|guest| guest.endpoint.listen()).map_err(system("cannot listen"))?;
+    control_listener.iter().try_for_each(Listener::listen).map_err(system("cannot listen"))?;
     announce(config, &shared);
     thread::scope(|scope| {
         if let Some(listener) = &control_listener {
@@ -77,6 +87,8 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
         let signal = signals.forever().next();
         log::info!("event=stopping signal={}", signal.unwrap_or(SIGTERM));
         start_stop_deadline();
+        guests.iter().for_each(|guest| guest.endpoint.close());
+        control_listener.iter().for_each(Listener::close);
         // Nobody reads it: it stays readable for every thread.
         if let Err(error) = rustix::io::write(&stop, &1u64.to_ne_bytes()) {
             log::error!("event=stop-failed error=\"{error}\"");
@@ -95,7 +107,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
         if shared.disk.take_poison_news() {
             operator.note_poisoned();
         }
-        synced.map_err(system("cannot sync the image"))?;
+        synced.map_err(StartError::LastSync)?;
     }
     log::info!("event=stopped");
     Ok(())
@@ -166,14 +178,14 @@ fn static_status(
     StaticStatus {
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
-        image: config.disk.path.display().to_string(),
-        capacity_bytes: shared.disk.capacity_bytes(),
-        cache: match shared.disk.cache() {
+        image: config.image.path.display().to_string(),
+        capacity_bytes: shared.disk.image().capacity_bytes,
+        cache: match shared.disk.image().cache {
             CacheMode::Direct => "direct",
             CacheMode::Page => "page",
         },
         io_engine,
-        logical_block_bytes: shared.disk.logical_block_bytes(),
+        logical_block_bytes: shared.disk.image().logical_block_bytes(),
         multi_writer: config.multi_writer,
         state_file: state.path().display().to_string(),
         guests: config.guests.iter().enumerate().map(guest).collect(),
@@ -250,15 +262,24 @@ fn serial(index: usize, name: &str) -> Vec<u8> {
 }
 
 fn announce(config: &Config, shared: &Shared) {
-    let disk = &shared.disk;
+    let image = shared.disk.image();
     log::info!(
         "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={}",
-        config.disk.path.display(),
-        disk.capacity_bytes(),
-        disk.cache(),
-        disk.logical_block_bytes(),
+        image.path.display(),
+        image.capacity_bytes,
+        image.cache,
+        image.logical_block_bytes(),
         config.guests.len()
     );
+}
+
+/// Guests bring descriptors along, up to one a memory region.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        log::debug!("event=descriptor-limit-not-raised error=\"{error}\"");
+    }
 }
 
 /// A disk that hangs must not keep the process for ever.

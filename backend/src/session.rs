@@ -7,7 +7,7 @@
 //! 3. When a session ends, all its rings have stopped.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
@@ -43,6 +43,10 @@ pub enum SessionError {
     BadRingBase(u32),
     #[error("ring addresses are outside guest memory, misaligned or logged")]
     BadRingAddress,
+    #[error(
+        "no guest memory is shared; QEMU needs -object memory-backend-memfd,share=on and -machine memory-backend="
+    )]
+    NoMemory,
     #[error("ring enable of {0}")]
     BadEnable(u32),
     #[error("ring {0} without a kick descriptor to wait on")]
@@ -53,6 +57,8 @@ pub enum SessionError {
     Memory(#[from] MemoryError),
     #[error("ring {index}: {error}")]
     Start { index: usize, error: io::Error },
+    #[error("kick or call descriptor is not an eventfd")]
+    NotAnEventfd,
     #[error("descriptor cannot be used: {0}")]
     Descriptor(io::Error),
     #[error("the guest's worker has ended")]
@@ -96,6 +102,7 @@ pub struct Session {
     shared: Arc<Shared>,
     worker: usize,
     offer: Offer,
+    is_owned: bool,
     features: u64,
     protocol_features: u64,
     memory: MemoryTable,
@@ -112,12 +119,19 @@ impl Session {
             shared,
             worker,
             offer,
+            is_owned: false,
             features: 0,
             protocol_features: 0,
             memory: MemoryTable::default(),
             mem: None,
             rings,
         }
+    }
+
+    /// Whether the front end has got through the first part of its handshake, SET_OWNER.
+    #[must_use]
+    pub fn is_owned(&self) -> bool {
+        self.is_owned
     }
 
     /// Whether the front end may ask for acknowledgements.
@@ -129,14 +143,18 @@ impl Session {
     /// Carries out one message.
     ///
     /// # Errors
-    /// See [`SessionError`]; nothing has changed then, but rings that a memory change stopped.
+    /// See [`SessionError`]; a ring that the message was about is then stopped.
     pub fn apply(&mut self, message: Message) -> Result<Reply, SessionError> {
         match message {
             Message::GetFeatures => Ok(Reply::number(offered_features(self.offer.role))),
             Message::SetFeatures(bits) => self.set_features(bits),
             Message::GetProtocolFeatures => Ok(Reply::number(offered_protocol_features().bits())),
             Message::SetProtocolFeatures(bits) => self.set_protocol_features(bits),
-            Message::SetOwner | Message::SetVringErr => Ok(Reply::None),
+            Message::SetOwner => {
+                self.is_owned = true;
+                Ok(Reply::None)
+            }
+            Message::SetVringErr => Ok(Reply::None),
             Message::ResetOwner => self.reset(),
             Message::GetQueueNum => Ok(Reply::number(u64::from(self.offer.queues))),
             Message::GetMaxMemSlots => Ok(Reply::number(MAX_MEM_SLOTS as u64)),
@@ -206,9 +224,9 @@ impl Session {
         if let Ok(mem) = &changed {
             self.mem.clone_from(mem);
         }
-        let restarted: Result<(), _> = ran.into_iter().try_for_each(|index| self.start_ring_if_ready(index));
+        let restarted: Vec<_> = ran.into_iter().map(|index| self.start_ring_if_ready(index)).collect();
         changed?;
-        restarted?;
+        restarted.into_iter().collect::<Result<Vec<()>, _>>()?;
         Ok(Reply::None)
     }
 
@@ -258,6 +276,7 @@ impl Session {
 
     fn set_ring_kick(&mut self, VringFd { index, fd }: VringFd) -> Result<Reply, SessionError> {
         let fd = fd.ok_or(SessionError::NoKick(index))?;
+        check_eventfd(&fd)?;
         self.stopped_ring(index)?.kick = Some(fd);
         self.start_ring_if_ready(self.ring_index(index)?)?;
         Ok(Reply::None)
@@ -265,11 +284,14 @@ impl Session {
 
     fn set_ring_call(&mut self, VringFd { index, fd }: VringFd) -> Result<Reply, SessionError> {
         if let Some(call) = &fd {
+            check_eventfd(call)?;
             set_nonblocking(call).map_err(SessionError::Descriptor)?;
         }
         let at = self.ring_index(index)?;
         if self.rings[at].running {
-            self.mailbox().send(Mail::SetCall { index: at, call: fd });
+            let (reply, answer) = mpsc::channel();
+            self.mailbox().send(Mail::SetCall { index: at, call: fd, reply });
+            answer.recv().map_err(|_| SessionError::NoWorker)?;
         } else {
             self.rings[at].call = fd;
         }
@@ -323,7 +345,7 @@ impl Session {
             return Ok(());
         }
         let Some(mem) = self.mem.clone() else {
-            return Err(SessionError::BadRingAddress);
+            return Err(SessionError::NoMemory);
         };
         let queue = self.build_queue(at)?;
         let ring = &mut self.rings[at];
@@ -334,8 +356,11 @@ impl Session {
         let vring = Box::new(Vring::new(queue, mem, kick, ring.call.take(), may_be_indirect));
         let (reply, answer) = mpsc::channel();
         self.mailbox().send(Mail::Start { index: at, vring, features: self.features, reply });
-        let started = answer.recv().map_err(|_| SessionError::NoWorker)?;
-        started.map_err(|error| SessionError::Start { index: at, error })?;
+        if let Err((error, vring)) = answer.recv().map_err(|_| SessionError::NoWorker)? {
+            let (_, kick, call) = vring.into_parts();
+            (self.rings[at].kick, self.rings[at].call) = (Some(kick), call);
+            return Err(SessionError::Start { index: at, error });
+        }
         self.rings[at].running = true;
         Ok(())
     }
@@ -343,9 +368,8 @@ impl Session {
     /// The queue as the front end has described it, checked against the memory.
     fn build_queue(&self, at: usize) -> Result<Queue, SessionError> {
         let ring = &self.rings[at];
-        let (Some(addresses), Some(mem)) = (&ring.addresses, &self.mem) else {
-            return Err(SessionError::BadRingAddress);
-        };
+        let mem = self.mem.as_ref().ok_or(SessionError::NoMemory)?;
+        let addresses = ring.addresses.as_ref().ok_or(SessionError::BadRingAddress)?;
         let translate = |user_addr| self.memory.guest_address(user_addr).ok_or(SessionError::BadRingAddress);
         let [descriptors, available, used] =
             [addresses.descriptor, addresses.available, addresses.used].map(translate);
@@ -409,6 +433,13 @@ impl Reply {
     fn number(value: u64) -> Self {
         Self::Body(value.to_le_bytes().to_vec())
     }
+}
+
+/// Anything else might block the worker when it is watched or written to.
+fn check_eventfd(fd: &OwnedFd) -> Result<(), SessionError> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let target = link.map_err(SessionError::Descriptor)?;
+    if target.as_os_str() == "anon_inode:[eventfd]" { Ok(()) } else { Err(SessionError::NotAnEventfd) }
 }
 
 /// The descriptor is the front end's: a full counter must not block the worker.

@@ -2,13 +2,19 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
+
 use crate::error::StartError;
+
+/// Front ends that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Who may connect, besides the backend's own user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +35,24 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// Lets front ends connect.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn listen(&self) -> io::Result<()> {
+        match self {
+            Self::Listen(listener) => listener.listen(),
+            Self::Connect(_) => Ok(()),
+        }
+    }
+
+    /// Lets nobody connect any more.
+    pub fn close(&self) {
+        if let Self::Listen(listener) = self {
+            listener.close();
+        }
+    }
+
     /// A connection if there is one to be had now.
     ///
     /// # Errors
@@ -36,7 +60,7 @@ impl Endpoint {
     pub fn next_stream(&self) -> io::Result<Option<UnixStream>> {
         match self {
             Self::Listen(listener) => listener.accept(),
-            Self::Connect(path) => if_any(UnixStream::connect(path)),
+            Self::Connect(path) => if_any(connect_at_once(path).map_err(io::Error::from)),
         }
     }
 }
@@ -50,13 +74,15 @@ fn if_any(stream: io::Result<UnixStream>) -> io::Result<Option<UnixStream>> {
             | io::ErrorKind::Interrupted
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::ConnectionRefused
+            // A listener that was closed.
+            | io::ErrorKind::InvalidInput
             | io::ErrorKind::NotFound => Ok(None),
             _ => Err(error),
         },
     }
 }
 
-/// A listening socket whose path goes away with it, or one that was handed over open.
+/// A socket whose path goes away with it, or one that was handed over open.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
@@ -64,15 +90,14 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`; the socket file of a dead process is replaced.
+    /// Takes `path` without listening yet; the socket file of a dead process is replaced.
     ///
     /// # Errors
     /// When another process listens there, something else is in the way, or the folder forbids it.
     pub fn bind(path: &Path, access: SocketAccess) -> Result<Self, StartError> {
         let failed = |error| StartError::Socket { path: path.into(), error };
         remove_stale(path)?;
-        let socket = UnixListener::bind(path).map_err(failed)?;
-        socket.set_nonblocking(true).map_err(failed)?;
+        let socket = bind_stream_socket(path).map_err(failed)?;
         let inode = fs::symlink_metadata(path).map_err(failed)?.st_ino();
         let listener = Self { socket, made: Some((path.into(), inode)) };
         if let Some(group_id) = access.group_id {
@@ -83,6 +108,23 @@ impl Listener {
         Ok(listener)
     }
 
+    /// Takes over a socket that another process opened and listens on.
+    ///
+    /// # Errors
+    /// When it cannot be made non-blocking.
+    pub fn from_open(socket: UnixListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, made: None })
+    }
+
+    /// Lets front ends connect.
+    ///
+    /// # Errors
+    /// When the kernel refuses, which it should not.
+    pub fn listen(&self) -> io::Result<()> {
+        if self.made.is_some() { Ok(rustix::net::listen(&self.socket, BACKLOG)?) } else { Ok(()) }
+    }
+
     /// A connection if one waits.
     ///
     /// # Errors
@@ -91,13 +133,24 @@ impl Listener {
         if_any(self.socket.accept().map(|(stream, _)| stream))
     }
 
-    /// Listens on a socket that another process opened.
-    ///
-    /// # Errors
-    /// When it cannot be made non-blocking.
-    pub fn from_open(socket: UnixListener) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket, made: None })
+    /// Lets nobody connect any more, so that a front end tries again at the next process and not at one that
+    /// is about to end. Connections that wait already can still be accepted.
+    pub fn close(&self) {
+        if self.made.is_some()
+            && let Err(error) = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both)
+        {
+            log::debug!("event=shutdown-failed error=\"{error}\"");
+        }
+        self.remove_path();
+    }
+
+    fn remove_path(&self) {
+        if let Some((path, inode)) = &self.made
+            && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.st_ino() == *inode)
+            && let Err(error) = fs::remove_file(path)
+        {
+            log::warn!("event=left-behind socket={} error=\"{error}\"", path.display());
+        }
     }
 }
 
@@ -109,12 +162,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some((path, inode)) = &self.made
-            && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.st_ino() == *inode)
-            && let Err(error) = fs::remove_file(path)
-        {
-            log::warn!("event=left-behind socket={} error=\"{error}\"", path.display());
-        }
+        self.remove_path();
     }
 }
 
@@ -136,14 +184,28 @@ fn remove_stale(path: &Path) -> Result<(), StartError> {
 
 /// Whether somebody listens; a full backlog is a listener too.
 fn is_live(path: &Path) -> io::Result<bool> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    match connect(&probe, &SocketAddrUnix::new(path)?) {
-        Ok(()) | Err(rustix::io::Errno::AGAIN) => Ok(true),
-        Err(rustix::io::Errno::CONNREFUSED | rustix::io::Errno::NOENT) => Ok(false),
+    match connect_at_once(path) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         // A datagram socket, as QEMU makes for networks.
-        Err(rustix::io::Errno::PROTOTYPE) => Ok(true),
+        Err(Errno::PROTOTYPE) => Ok(true),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Connects without waiting for room in the other's backlog.
+fn connect_at_once(path: &Path) -> Result<UnixStream, Errno> {
+    let socket = stream_socket()?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+fn bind_stream_socket(path: &Path) -> io::Result<UnixListener> {
+    let socket = stream_socket()?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+fn stream_socket() -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)
 }

@@ -145,7 +145,9 @@ fn sync_for(jobs: &[Job], disk: &Disk, done: &impl Fn(Waiter, io::Result<()>)) {
     let result = if jobs.iter().any(needed) { disk.sync() } else { Ok(()) };
     for job in jobs {
         let result = match &result {
-            Err(error) if needed(job) => Err(io::Error::from(error.kind())),
+            Err(error) if needed(job) => {
+                Err(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO)))
+            }
             _ => Ok(()),
         };
         done(job.waiter, result);

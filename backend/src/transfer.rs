@@ -130,6 +130,12 @@ impl Transfer {
         self.offset
     }
 
+    /// Bytes of the request.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
     /// Bytes of the request that are moved so far.
     #[must_use]
     pub fn moved_bytes(&self) -> u32 {
@@ -254,7 +260,8 @@ impl Bounce {
 
 impl Io {
     fn new(direction: Direction, offset_bytes: u64, segments: &[HostSlice]) -> Self {
-        let segment_count = u32::try_from(segments.len()).unwrap_or(0);
+        debug_assert!(segments.len() <= MAX_IOVECS);
+        let segment_count = u32::try_from(segments.len()).unwrap_or(u32::MAX);
         Self { direction, offset_bytes, segments: segments.as_ptr(), segment_count }
     }
 }

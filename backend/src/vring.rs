@@ -7,11 +7,15 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use crate::chain::{Chain, ChainError, DescriptorTable};
 use crate::memory::Mem;
+
+const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// A virtqueue that has addresses, memory and a kick descriptor.
 #[derive(Debug)]
@@ -65,30 +69,40 @@ impl Vring {
         if self.broken {
             return true;
         }
-        match self.try_take(limit, heads) {
-            Ok(drained) => drained,
-            Err(error) => {
-                log::warn!("event=broken-ring error=\"{error}\" the guest must reset it");
-                self.broken = true;
-                true
-            }
-        }
+        let before = heads.len();
+        let drained = self.try_take(limit, heads);
+        self.in_flight += heads.len() - before;
+        drained.unwrap_or_else(|error| {
+            self.note_broken(&error);
+            true
+        })
     }
 
     fn try_take(&mut self, limit: usize, heads: &mut Vec<u16>) -> Result<bool, virtio_queue::Error> {
         let before = heads.len();
         let size = self.queue.size();
+        let available = self.queue.avail_idx(&*self.mem, Ordering::Acquire)?.0;
+        let waiting = usize::from(available.wrapping_sub(self.queue.next_avail()));
         heads.extend(self.queue.iter(&*self.mem)?.take(limit).map(|chain| chain.head_index()));
-        let taken = heads.len() - before;
-        if heads[before..].iter().any(|&head| head >= size) {
-            heads.truncate(before);
+        if let Some(bad) = heads[before..].iter().position(|&head| head >= size) {
+            heads.truncate(before + bad);
             return Err(virtio_queue::Error::InvalidDescriptorIndex);
         }
-        self.in_flight += taken;
+        let taken = heads.len() - before;
+        if taken < waiting.min(limit) {
+            // The iterator ends early, and for good, where an entry cannot be read.
+            return Err(virtio_queue::Error::InvalidAvailRingIndex);
+        }
         if taken == limit {
             return Ok(false);
         }
         Ok(!self.queue.enable_notification(&*self.mem)?)
+    }
+
+    fn note_broken(&mut self, error: &virtio_queue::Error) {
+        if !std::mem::replace(&mut self.broken, true) {
+            log::warn!("event=broken-ring error=\"{error}\" the guest must reset it");
+        }
     }
 
     /// Reads the chain at `head`.
@@ -108,8 +122,7 @@ impl Vring {
     pub fn publish(&mut self, head: u16, written_bytes: u32) {
         self.end_request();
         if let Err(error) = self.queue.add_used(&*self.mem, head, written_bytes) {
-            log::warn!("event=broken-ring error=\"{error}\" the guest must reset it");
-            self.broken = true;
+            self.note_broken(&error);
         }
         self.has_news = true;
     }
@@ -130,9 +143,13 @@ impl Vring {
         }
     }
 
-    /// Signals the guest. The descriptor does not block: a full counter is a signal already under way.
+    /// Signals the guest. Whether the descriptor blocks is up to the front end at any time, so it is
+    /// written only while there is room; where there is none, a signal is under way already.
     pub fn signal(&self) {
-        if let Some(call) = &self.call
+        let Some(call) = &self.call else { return };
+        let mut polled = [PollFd::new(call, PollFlags::OUT)];
+        let has_room = poll(&mut polled, Some(&NO_TIME)).is_ok_and(|count| count > 0);
+        if has_room
             && let Err(error) = rustix::io::write(call, &1u64.to_ne_bytes())
             && error != rustix::io::Errno::AGAIN
         {

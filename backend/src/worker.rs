@@ -14,6 +14,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use log::Level;
 use slab::Slab;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -21,15 +22,19 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::chain::Chain;
 use crate::engine::{Completion, Engine};
 use crate::execute::{self, Context, Kind, Start, Work};
-use crate::limits::{BOUNCE_BUFFER_BYTES, MAX_BATCH, MAX_BOUNCE_BUFFERS, MAX_IN_FLIGHT, MAX_QUEUES};
+use crate::limits::{
+    BOUNCE_BUFFER_BYTES, MAX_BATCH, MAX_BOUNCE_BUFFERS, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_QUEUES,
+    MAX_ROUND_DESCRIPTORS,
+};
+use crate::log_limit::LogLimit;
 use crate::memory::HostSlice;
-use crate::order::{Admission, ByteRange, Ticket};
+use crate::order::{Admission, Ticket};
 use crate::request::{Direction, Request, Status};
 use crate::role::{ReadMode, Role};
 use crate::shared::Shared;
 use crate::stats::Counter;
 use crate::syncer::{SlowOp, Waiter};
-use crate::transfer::{AlignedBuffer, BUFFER_ALIGNMENT_BYTES, Transfer};
+use crate::transfer::{AlignedBuffer, BUFFER_ALIGNMENT_BYTES};
 use crate::vring::Vring;
 
 /// Event numbers past those of the rings.
@@ -47,8 +52,8 @@ pub enum Mail {
         vring: Box<Vring>,
         /// Feature bits the driver accepted.
         features: u64,
-        /// Told whether the ring runs.
-        reply: Sender<io::Result<()>>,
+        /// Told that the ring runs, or gets it back.
+        reply: Sender<Result<(), (io::Error, Box<Vring>)>>,
     },
     /// Stop a ring once its last request has ended.
     Stop {
@@ -65,6 +70,8 @@ pub enum Mail {
         index: usize,
         /// The descriptor, if any.
         call: Option<std::os::fd::OwnedFd>,
+        /// Told when it is so.
+        reply: Sender<()>,
     },
     /// Carry out or refuse the guest's writes from now on.
     SetMayWrite {
@@ -104,6 +111,7 @@ struct InFlight {
     status: HostSlice,
     work: Work,
     kind: Kind,
+    len_bytes: u64,
     ticket: Option<Ticket>,
 }
 
@@ -133,6 +141,10 @@ pub struct Worker {
     engine: Engine,
     rings: Vec<Option<Running>>,
     requests: Slab<InFlight>,
+    /// Bytes of guest memory that they move.
+    in_flight_bytes: u64,
+    /// Ring at which the next round begins.
+    next_ring: usize,
     /// Of these, the ones that change the disk.
     writes: usize,
     may_write: bool,
@@ -147,6 +159,7 @@ pub struct Worker {
     heads: Vec<u16>,
     completions: Vec<Completion>,
     chain: Chain,
+    log: LogLimit,
     exiting: bool,
 }
 
@@ -170,6 +183,9 @@ impl Worker {
             engine,
             rings: (0..MAX_QUEUES).map(|_| None).collect(),
             requests: Slab::with_capacity(MAX_IN_FLIGHT),
+            in_flight_bytes: 0,
+            next_ring: 0,
+            log: LogLimit::default(),
             writes: 0,
             may_write,
             waiting_for_writes: Vec::new(),
@@ -209,7 +225,8 @@ impl Worker {
     }
 
     fn has_work(&self) -> bool {
-        self.requests.len() < MAX_IN_FLIGHT && self.rings.iter().flatten().any(Running::may_take)
+        self.engine.has_completions()
+            || (self.has_room() && self.rings.iter().flatten().any(Running::may_take))
     }
 
     fn note_event(&mut self, event: u64) {
@@ -233,10 +250,11 @@ impl Worker {
                     let _ = reply.send(started);
                 }
                 Mail::Stop { index, abandon, reply } => self.stop_ring(index, abandon, reply),
-                Mail::SetCall { index, call } => {
+                Mail::SetCall { index, call, reply } => {
                     if let Some(Some(ring)) = self.rings.get_mut(index) {
                         ring.vring.set_call(call);
                     }
+                    let _ = reply.send(());
                 }
                 Mail::SetMayWrite { may_write, reply } => {
                     self.may_write = may_write;
@@ -254,10 +272,18 @@ impl Worker {
         }
     }
 
-    fn start_ring(&mut self, index: usize, vring: Box<Vring>, features: u64) -> io::Result<()> {
+    fn start_ring(
+        &mut self,
+        index: usize,
+        vring: Box<Vring>,
+        features: u64,
+    ) -> Result<(), (io::Error, Box<Vring>)> {
         assert!(self.rings[index].is_none(), "a ring is started only while it is stopped");
         // Edge-triggered and never read: a front end cannot make the worker block on its descriptor.
-        watch(&self.epoll, vring.kick_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED, index as u64)?;
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        if let Err(error) = watch(&self.epoll, vring.kick_fd(), events, index as u64) {
+            return Err((error, vring));
+        }
         vring.signal();
         self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         // Requests may have been there before the kick descriptor was.
@@ -279,20 +305,43 @@ impl Worker {
         ring.abandoned = abandon;
     }
 
-    /// Takes requests from every ring that has some, a batch from each.
+    /// Takes requests from the rings that have some, a batch from each, until enough descriptors were walked;
+    /// the next round begins where this one ends.
     fn drain_rings(&mut self) {
-        for index in 0..self.rings.len() {
-            let room = (MAX_IN_FLIGHT - self.requests.len()).min(MAX_BATCH);
-            let Some(ring) = self.rings[index].as_mut().filter(|ring| room > 0 && ring.may_take()) else {
-                continue;
-            };
-            let mut heads = std::mem::take(&mut self.heads);
-            ring.ready = !ring.vring.take(room, &mut heads);
-            for head in heads.drain(..) {
-                self.begin(index, head);
+        let mut walked = 0;
+        for _ in 0..self.rings.len() {
+            if walked >= MAX_ROUND_DESCRIPTORS {
+                return;
             }
-            self.heads = heads;
+            let index = self.next_ring;
+            self.next_ring = (index + 1) % self.rings.len();
+            walked += self.drain_ring(index);
         }
+    }
+
+    /// Takes a batch from one ring and returns the number of descriptors walked.
+    fn drain_ring(&mut self, index: usize) -> usize {
+        let room = (MAX_IN_FLIGHT - self.requests.len()).min(MAX_BATCH);
+        let has_room = self.has_room();
+        let Some(ring) = self.rings[index].as_mut().filter(|ring| has_room && ring.may_take()) else {
+            return 0;
+        };
+        let mut walked = 0;
+        let mut heads = std::mem::take(&mut self.heads);
+        ring.ready = !ring.vring.take(room, &mut heads);
+        for head in heads.drain(..) {
+            self.begin(index, head);
+            walked += self.chain.walked;
+            if self.engine.is_inline() {
+                self.reap_completions();
+            }
+        }
+        self.heads = heads;
+        walked
+    }
+
+    fn has_room(&self) -> bool {
+        self.requests.len() < MAX_IN_FLIGHT && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
     }
 
     /// Parses and starts one request.
@@ -303,9 +352,9 @@ impl Worker {
         if let Err(error) = ring.vring.walk(head, &mut self.chain) {
             log::debug!("guest={} event=bad-chain queue={queue} error=\"{error}\"", self.config.guest);
             ring.publish(head, 0);
-            return;
+            return self.count(Counter::Errors, 1);
         }
-        let Some(request) = Request::parse(&mut self.chain, self.shared.disk.capacity_bytes()) else {
+        let Some(request) = Request::parse(&mut self.chain, self.shared.disk.image().capacity_bytes) else {
             log::debug!("guest={} event=no-status-byte queue={queue}", self.config.guest);
             ring.publish(head, 0);
             return self.count(Counter::Errors, 1);
@@ -321,13 +370,14 @@ impl Worker {
             Err(refusal) => self.answer(queue, head, status, refusal, 0),
             Ok(Start::Finished(outcome, data_bytes)) => self.answer(queue, head, status, outcome, data_bytes),
             Ok(Start::Slow(op)) => {
-                let work = Work::AwaitSlow { data_bytes: 0 };
+                let (work, kind) = (Work::AwaitSlow { moved_bytes: 0 }, Kind::Flush);
                 let token =
-                    self.keep(InFlight { queue, head, status, work, kind: Kind::Flush, ticket: None });
+                    self.keep(InFlight { queue, head, status, work, kind, len_bytes: 0, ticket: None });
                 self.shared.syncer.submit(self.waiter(token), op);
             }
             Ok(Start::Ordered { ranges, kind, work }) => {
-                let token = self.keep(InFlight { queue, head, status, work, kind, ticket: None });
+                let len_bytes = work.memory_bytes();
+                let token = self.keep(InFlight { queue, head, status, work, kind, len_bytes, ticket: None });
                 match self.shared.admit(&ranges, kind.access(), self.waiter(token)) {
                     Admission::Now(ticket) => {
                         self.requests[token].ticket = Some(ticket);
@@ -355,11 +405,15 @@ impl Worker {
     fn keep(&mut self, request: InFlight) -> usize {
         assert!(self.requests.len() < MAX_IN_FLIGHT, "the kernel may hold pointers into the requests");
         self.writes += usize::from(request.kind.changes_disk());
+        self.in_flight_bytes += request.len_bytes;
         self.requests.insert(request)
     }
 
     /// Carries on with a request whose ranges were granted.
     fn run_admitted(&mut self, token: usize) {
+        if self.requests[token].kind.changes_disk() && self.shared.disk.is_poisoned() {
+            return self.finish(token, Status::IoErr, 0);
+        }
         let work = &mut self.requests[token].work;
         match work {
             Work::Transfer { bounces: false, .. } => self.submit_next(token),
@@ -368,7 +422,7 @@ impl Worker {
                 None => self.waiting_for_buffer.push_back(token),
             },
             Work::Slow(_) => {
-                if let Work::Slow(op) = std::mem::replace(work, Work::AwaitSlow { data_bytes: 0 }) {
+                if let Work::Slow(op) = std::mem::replace(work, Work::AwaitSlow { moved_bytes: 0 }) {
                     self.shared.syncer.submit(self.waiter(token), op);
                 }
             }
@@ -401,23 +455,18 @@ impl Worker {
         let file = self.shared.disk.file(self.config.access.looks_writable());
         // SAFETY: the request stays at its place in `requests` until its completion was taken, its
         // ring keeps the guest memory mapped until then, and the disk outlives the worker.
-        unsafe { self.engine.submit(file.as_raw_fd(), io, self.write_through, token) };
+        unsafe { self.engine.submit(file.as_raw_fd(), io, token) };
     }
 
+    /// Carries on with the requests whose IO has ended. One pass: what that submits comes in the next round.
     fn reap_completions(&mut self) {
-        loop {
-            let mut completions = std::mem::take(&mut self.completions);
-            self.engine.take_completions(&mut completions);
-            let idle = completions.is_empty();
-            for completion in completions.drain(..) {
-                self.io_done(completion);
-            }
-            self.completions = completions;
-            self.engine.flush_submissions();
-            if idle {
-                return;
-            }
+        let mut completions = std::mem::take(&mut self.completions);
+        self.engine.take_completions(&mut completions);
+        for completion in completions.drain(..) {
+            self.io_done(completion);
         }
+        self.completions = completions;
+        self.engine.flush_submissions();
     }
 
     fn io_done(&mut self, completion: Completion) {
@@ -426,24 +475,26 @@ impl Worker {
             return;
         };
         match usize::try_from(result) {
-            Ok(0) => {
-                log_io_error(&self.config.guest, transfer, "the image ends before the disk does");
-                self.finish_transfer(token, Status::IoErr);
-            }
+            Ok(0) => self.fail_transfer(token, &io::Error::other("the image ends before the disk does")),
             Ok(count) => {
                 transfer.advance(count);
                 self.submit_next(token);
             }
             Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => self.submit_next(token),
-            Err(_) => {
-                log_io_error(
-                    &self.config.guest,
-                    transfer,
-                    &io::Error::from_raw_os_error(-result).to_string(),
-                );
-                self.finish_transfer(token, Status::IoErr);
-            }
+            Err(_) => self.fail_transfer(token, &io::Error::from_raw_os_error(-result)),
         }
+    }
+
+    fn fail_transfer(&mut self, token: usize, error: &io::Error) {
+        let Work::Transfer { transfer, .. } = &self.requests[token].work else {
+            return;
+        };
+        let (guest, op, at) = (&self.config.guest, transfer.direction(), transfer.offset_bytes());
+        self.log.log(
+            Level::Warn,
+            format_args!("guest={guest} event=io-error op={op:?} offset_bytes={at} error=\"{error}\""),
+        );
+        self.finish_transfer(token, Status::IoErr);
     }
 
     /// Ends a transfer: all bytes are moved, or it failed.
@@ -456,40 +507,48 @@ impl Worker {
         if let Some(buffer) = transfer.take_bounce_buffer() {
             self.hand_on_buffer(buffer);
         }
-        match direction {
+        let unsynced = match direction {
             // Failed writes count too: a part of them may be on the disk.
             Direction::Write => {
-                self.shared.disk.note_completed_write(touched);
-                self.finish(token, status, moved_bytes);
+                let sequence = self.shared.disk.note_completed_write(touched);
+                self.write_through.then_some(sequence)
             }
-            Direction::Read if status == Status::Ok && self.config.reads == ReadMode::Durable => {
-                self.finish_durable_read(token, touched, moved_bytes);
+            Direction::Read if self.config.reads == ReadMode::Durable => {
+                // From here on others may change what was read: it is in guest memory already.
+                let unsynced = self.shared.disk.unsynced_sequence(touched);
+                self.release_early(token);
+                unsynced
             }
-            Direction::Read => self.finish(token, status, moved_bytes),
+            Direction::Read => None,
+        };
+        match unsynced {
+            Some(sequence) if status == Status::Ok => {
+                self.count(Counter::WaitedForSync, 1);
+                self.requests[token].work = Work::AwaitSlow { moved_bytes };
+                self.shared.syncer.submit(self.waiter(token), SlowOp::SyncUpTo { sequence });
+            }
+            _ => self.finish(token, status, moved_bytes),
         }
     }
 
-    /// Lets a read complete only when everything it may have seen survives a host crash.
-    fn finish_durable_read(&mut self, token: usize, touched: ByteRange, data_bytes: u32) {
-        let Some(sequence) = self.shared.disk.unsynced_sequence(touched) else {
-            return self.finish(token, Status::Ok, data_bytes);
-        };
-        self.count(Counter::WaitedForSync, 1);
-        self.requests[token].work = Work::AwaitSlow { data_bytes };
+    fn release_early(&mut self, token: usize) {
         if let Some(ticket) = self.requests[token].ticket.take() {
             self.shared.release(ticket);
         }
-        self.shared.syncer.submit(self.waiter(token), SlowOp::SyncUpTo { sequence });
     }
 
     fn finish_slow(&mut self, token: usize, result: &io::Result<()>) {
-        let Work::AwaitSlow { data_bytes } = self.requests[token].work else {
+        let Work::AwaitSlow { moved_bytes } = self.requests[token].work else {
             return;
         };
         match result {
-            Ok(()) => self.finish(token, Status::Ok, data_bytes),
+            Ok(()) => self.finish(token, Status::Ok, moved_bytes),
             Err(error) => {
-                log::warn!("guest={} event=slow-operation-failed error=\"{error}\"", self.config.guest);
+                let guest = &self.config.guest;
+                self.log.log(
+                    Level::Warn,
+                    format_args!("guest={guest} event=slow-operation-failed error=\"{error}\""),
+                );
                 self.finish(token, Status::IoErr, 0);
             }
         }
@@ -506,6 +565,7 @@ impl Worker {
             self.shared.release(ticket);
         }
         self.count_request(request.kind, status, u64::from(moved_bytes));
+        self.in_flight_bytes -= request.len_bytes;
         self.writes -= usize::from(request.kind.changes_disk());
         if self.writes == 0 {
             for reply in self.waiting_for_writes.drain(..) {
@@ -584,12 +644,4 @@ impl Running {
 
 fn watch(epoll: &Epoll, fd: RawFd, events: EventSet, number: u64) -> io::Result<()> {
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, number))
-}
-
-fn log_io_error(guest: &str, transfer: &Transfer, error: &str) {
-    let op = transfer.direction();
-    log::warn!(
-        "guest={guest} event=io-error op={op:?} offset_bytes={} error=\"{error}\"",
-        transfer.offset_bytes()
-    );
 }

@@ -38,17 +38,17 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// Queues one IO on the open descriptor `fd`; `durable` makes a write reach the medium before it ends.
+    /// Queues one IO on the open descriptor `fd`.
     ///
     /// # Safety
     /// The segments of `io` and the memory they name must stay valid and in place until the
     /// completion with this `token` has been taken.
-    pub unsafe fn submit(&mut self, fd: RawFd, io: Io, durable: bool, token: usize) {
+    pub unsafe fn submit(&mut self, fd: RawFd, io: Io, token: usize) {
         match self {
             // SAFETY: passed on to the caller.
-            Self::Uring(engine) => unsafe { engine.submit(fd, io, durable, token) },
+            Self::Uring(engine) => unsafe { engine.submit(fd, io, token) },
             // SAFETY: passed on to the caller.
-            Self::Sync(engine) => unsafe { engine.submit(fd, io, durable, token) },
+            Self::Sync(engine) => unsafe { engine.submit(fd, io, token) },
         }
     }
 
@@ -73,6 +73,21 @@ impl Engine {
         match self {
             Self::Uring(engine) => engine.take_completions(completions),
             Self::Sync(engine) => engine.take_completions(completions),
+        }
+    }
+
+    /// Whether an IO has ended when [`Engine::submit`] returns.
+    #[must_use]
+    pub fn is_inline(&self) -> bool {
+        matches!(self, Self::Sync(_))
+    }
+
+    /// Whether completions wait that no descriptor tells of.
+    #[must_use]
+    pub fn has_completions(&self) -> bool {
+        match self {
+            Self::Uring(_) => false,
+            Self::Sync(engine) => engine.has_completions(),
         }
     }
 

@@ -18,16 +18,22 @@ impl SyncEngine {
     ///
     /// # Safety
     /// The segments of `io` and the memory they name must be valid.
-    pub unsafe fn submit(&mut self, fd: RawFd, io: Io, durable: bool, token: usize) {
+    pub unsafe fn submit(&mut self, fd: RawFd, io: Io, token: usize) {
         let result = loop {
             // SAFETY: passed on to the caller; the call has ended when this returns.
-            match unsafe { run(fd, io, durable) } {
+            match unsafe { run(fd, io) } {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break -error.raw_os_error().unwrap_or(libc::EIO),
                 Ok(count) => break count,
             }
         };
         self.completions.push(Completion { token, result });
+    }
+
+    /// See [`super::Engine::has_completions`].
+    #[must_use]
+    pub fn has_completions(&self) -> bool {
+        !self.completions.is_empty()
     }
 
     /// See [`super::Engine::take_completions`].
@@ -38,16 +44,15 @@ impl SyncEngine {
 
 /// # Safety
 /// The segments of `io` and the memory they name must be valid.
-unsafe fn run(fd: RawFd, io: Io, durable: bool) -> io::Result<i32> {
+unsafe fn run(fd: RawFd, io: Io) -> io::Result<i32> {
     let segments: *const libc::iovec = io.segments.cast();
     let count = i32::try_from(io.segment_count).map_err(io::Error::other)?;
     let offset = i64::try_from(io.offset_bytes).map_err(io::Error::other)?;
-    let flags = if durable { libc::RWF_DSYNC } else { 0 };
     let moved = match io.direction {
         // SAFETY: `HostSlice` has the layout of `iovec`; the caller keeps segments and memory valid.
         Direction::Read => unsafe { libc::preadv2(fd, segments, count, offset, 0) },
         // SAFETY: as above.
-        Direction::Write => unsafe { libc::pwritev2(fd, segments, count, offset, flags) },
+        Direction::Write => unsafe { libc::pwritev2(fd, segments, count, offset, 0) },
     };
     if moved < 0 {
         return Err(io::Error::last_os_error());

@@ -42,8 +42,8 @@ impl UringEngine {
     /// # Safety
     /// The segments of `io` and the memory they name must stay valid and in place until the
     /// completion with this `token` has been taken.
-    pub unsafe fn submit(&mut self, fd: RawFd, io: Io, durable: bool, token: usize) {
-        let entry = entry(fd, io, durable).user_data(token as u64);
+    pub unsafe fn submit(&mut self, fd: RawFd, io: Io, token: usize) {
+        let entry = entry(fd, io).user_data(token as u64);
         // SAFETY: passed on to the caller.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.flush_submissions();
@@ -79,18 +79,14 @@ impl UringEngine {
     }
 }
 
-fn entry(fd: RawFd, io: Io, durable: bool) -> squeue::Entry {
+fn entry(fd: RawFd, io: Io) -> squeue::Entry {
     let segments: *const libc::iovec = io.segments.cast();
     match io.direction {
         Direction::Read => {
             opcode::Readv::new(types::Fd(fd), segments, io.segment_count).offset(io.offset_bytes).build()
         }
         Direction::Write => {
-            let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            opcode::Writev::new(types::Fd(fd), segments, io.segment_count)
-                .offset(io.offset_bytes)
-                .rw_flags(flags)
-                .build()
+            opcode::Writev::new(types::Fd(fd), segments, io.segment_count).offset(io.offset_bytes).build()
         }
     }
 }

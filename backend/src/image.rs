@@ -1,0 +1,227 @@
+//! The image before it is a disk: created, opened, locked and measured.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
+use crate::error::StartError;
+use crate::limits::{LOCK_WAIT_SECONDS, SECTOR_BYTES};
+use crate::lock::{holder, lock_image, retry_interval};
+use crate::transfer::Alignment;
+
+/// Alignment that direct IO gets where the kernel does not tell what it needs.
+const UNKNOWN_ALIGNMENT_BYTES: u32 = 4096;
+
+/// Whether IO goes through the host's page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CacheMode {
+    /// `O_DIRECT`: the guests' own caches are the only ones.
+    Direct,
+    /// The host's page cache.
+    Page,
+}
+
+/// How to open the image.
+#[derive(Debug, Clone)]
+pub struct ImageOptions {
+    /// Regular file or block device.
+    pub path: PathBuf,
+    /// Size for a file that does not exist yet, in bytes.
+    pub create_bytes: Option<u64>,
+    /// Whether any guest may ever write.
+    pub writable: bool,
+    /// The cache mode that is wanted; direct falls back to the page cache where it is refused.
+    pub cache: CacheMode,
+}
+
+/// An open and locked image.
+#[derive(Debug)]
+pub struct Image {
+    /// Its path, for messages.
+    pub path: PathBuf,
+    /// A descriptor that cannot write.
+    pub reader: File,
+    /// The descriptor that holds the lock and does all IO of writing guests, if any may write.
+    pub writer: Option<File>,
+    /// Size in bytes, a multiple of the logical block size.
+    pub capacity_bytes: u64,
+    /// The cache mode in force.
+    pub cache: CacheMode,
+    /// What the disk demands of a request that goes to it as it is.
+    pub alignment: Alignment,
+    /// Smallest unit that can be discarded or zeroed by the host, in bytes.
+    pub erase_block_bytes: u64,
+}
+
+impl Image {
+    /// Creates the image if asked, opens and locks it.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left behind, but a created image once it is complete.
+    pub fn open(options: &ImageOptions) -> Result<Self, StartError> {
+        let path = &options.path;
+        let failed = |error| StartError::Image { path: path.clone(), doing: "cannot open it", error };
+        find_or_create(options)?;
+        let cache = usable_cache_mode(path, options.cache).map_err(failed)?;
+        let reader = open_file(path, cache, false).map_err(failed)?;
+        let writer = options.writable.then(|| open_writer(path, cache)).transpose()?;
+        if let Some(writer) = &writer {
+            check_same_file(&reader, writer).map_err(failed)?;
+        }
+        lock_image(writer.as_ref().unwrap_or(&reader), path, writer.is_some())?;
+
+        let capacity_bytes = (&reader).seek(SeekFrom::End(0)).map_err(failed)?;
+        let alignment = match cache {
+            CacheMode::Page => Alignment::NONE,
+            CacheMode::Direct => direct_alignment(&reader),
+        };
+        let unit = alignment.offset_bytes.max(SECTOR_BYTES);
+        if capacity_bytes == 0 {
+            return Err(StartError::EmptyImage { path: path.clone() });
+        }
+        if !capacity_bytes.is_multiple_of(unit) {
+            return Err(StartError::OddSize { path: path.clone(), bytes: capacity_bytes, unit });
+        }
+        let erase_block_bytes =
+            rustix::fs::ioctl_blksszget(&reader).map_or(SECTOR_BYTES, |bytes| SECTOR_BYTES.max(bytes.into()));
+        let path = path.clone();
+        Ok(Self { path, reader, writer, capacity_bytes, cache, alignment, erase_block_bytes })
+    }
+
+    /// The logical block size to offer, in bytes.
+    #[must_use]
+    pub fn logical_block_bytes(&self) -> u32 {
+        u32::try_from(self.alignment.offset_bytes.max(SECTOR_BYTES)).unwrap_or(UNKNOWN_ALIGNMENT_BYTES)
+    }
+}
+
+/// Leaves an image that can be opened at the path, or says why not.
+fn find_or_create(options: &ImageOptions) -> Result<(), StartError> {
+    let path = &options.path;
+    let kind = match fs::metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let no_image = || StartError::NoImage { path: path.clone() };
+            return create_image(path, options.create_bytes.ok_or_else(no_image)?);
+        }
+        Err(error) => {
+            return Err(StartError::Image { path: path.clone(), doing: "cannot open it", error });
+        }
+    };
+    let kind = match () {
+        () if kind.is_file() || kind.is_block_device() => return Ok(()),
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a character device",
+    };
+    Err(StartError::NotAnImage { path: path.clone(), kind })
+}
+
+/// A new, fully allocated file of `bytes` zero bytes, durable when this returns. It gets its name only
+/// when it is complete; if another process was faster, that one's file stays.
+fn create_image(path: &Path, bytes: u64) -> Result<(), StartError> {
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(StartError::OddSize { path: path.into(), bytes, unit: SECTOR_BYTES });
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let unfinished = PathBuf::from(name);
+    let made = fill(&unfinished, bytes).and_then(|()| match fs::hard_link(&unfinished, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    });
+    let cleaned = fs::remove_file(&unfinished);
+    made.and(cleaned).and_then(|()| sync_folder(path)).map_err(|error| StartError::Image {
+        path: path.into(),
+        doing: "cannot create it",
+        error,
+    })
+}
+
+fn fill(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let len = i64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: the descriptor is open; the call touches no memory of ours.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, len) } {
+        0 => file.sync_all(),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+/// Direct where it is wanted and not refused.
+fn usable_cache_mode(path: &Path, wanted: CacheMode) -> io::Result<CacheMode> {
+    match open_file(path, wanted, false) {
+        Err(error) if wanted == CacheMode::Direct && error.raw_os_error() == Some(libc::EINVAL) => {
+            log::warn!("event=no-direct-io image={} using=\"page cache\"", path.display());
+            Ok(CacheMode::Page)
+        }
+        other => other.map(|_| wanted),
+    }
+}
+
+fn open_file(path: &Path, cache: CacheMode, write: bool) -> io::Result<File> {
+    let mut flags = if cache == CacheMode::Direct { libc::O_DIRECT } else { 0 };
+    if write && fs::metadata(path)?.file_type().is_block_device() {
+        flags |= libc::O_EXCL;
+    }
+    OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)
+}
+
+/// Opens for writing; a block device that another holds is waited for like a lock.
+fn open_writer(path: &Path, cache: CacheMode) -> Result<File, StartError> {
+    let deadline = Instant::now() + Duration::from_secs(LOCK_WAIT_SECONDS);
+    loop {
+        match open_file(path, cache, true) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                std::thread::sleep(retry_interval());
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                let holder = File::open(path).map_or_else(|_| "another process".into(), |file| holder(&file));
+                return Err(StartError::Locked { path: path.into(), holder });
+            }
+            other => {
+                return other.map_err(|error| StartError::Image {
+                    path: path.into(),
+                    doing: "cannot open it for writing",
+                    error,
+                });
+            }
+        }
+    }
+}
+
+/// The path may have been given to another file between two opens.
+fn check_same_file(one: &File, other: &File) -> io::Result<()> {
+    let identity = |file: &File| file.metadata().map(|m| (m.st_dev(), m.st_ino()));
+    if identity(one)? == identity(other)? {
+        return Ok(());
+    }
+    Err(io::Error::other("it was replaced meanwhile"))
+}
+
+/// What direct IO on `file` needs: from the kernel (6.1 or newer), else the logical block size,
+/// else [`UNKNOWN_ALIGNMENT_BYTES`].
+fn direct_alignment(file: &File) -> Alignment {
+    let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+        .ok()
+        .filter(|s| s.stx_dio_offset_align != 0)
+        .map(|s| (s.stx_dio_mem_align, s.stx_dio_offset_align));
+    let block = rustix::fs::ioctl_blksszget(file).unwrap_or(UNKNOWN_ALIGNMENT_BYTES);
+    let (memory, offset) = told.unwrap_or((block, block));
+    Alignment {
+        memory_bytes: usize::try_from(memory.max(1)).unwrap_or(1),
+        offset_bytes: u64::from(offset.max(1)),
+    }
+}
