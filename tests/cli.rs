@@ -14,18 +14,11 @@ const SIZE: u64 = 1 << 20;
 #[track_caller]
 fn assert_refused(exit: &Exit, words: &[&str]) {
     assert_eq!(exit.code, Some(2), "{exit:?}");
-    let lines = exit
-        .stderr
-        .lines()
-        .filter(|line| !line.starts_with('[') && !line.trim().is_empty());
+    let lines = exit.stderr.lines().filter(|line| !line.starts_with('[') && !line.trim().is_empty());
     assert_eq!(lines.count(), 1, "one line: {}", exit.stderr);
     let said = exit.stderr.to_lowercase();
     for word in words {
-        assert!(
-            said.contains(&word.to_lowercase()),
-            "it does not say {word:?}: {}",
-            exit.stderr
-        );
+        assert!(said.contains(&word.to_lowercase()), "it does not say {word:?}: {}", exit.stderr);
     }
 }
 
@@ -34,9 +27,7 @@ fn serve_guests(scratch: &Scratch, specs: &[&str]) -> Exit {
     let dir = scratch.path().to_str().unwrap();
     let serve = Serve::image(&scratch.image(SIZE));
     let guests = specs.iter().map(|spec| spec.replace("DIR", dir));
-    guests
-        .fold(serve, |serve, spec| serve.arg("--guest").arg(spec))
-        .run_to_end()
+    guests.fold(serve, |serve, spec| serve.arg("--guest").arg(spec)).run_to_end()
 }
 
 /// Serves `image` to a reader.
@@ -47,10 +38,7 @@ fn serve_image(image: &Path) -> Exit {
 #[test]
 fn missing_image_is_refused() {
     let scratch = Scratch::new();
-    assert_refused(
-        &serve_image(&scratch.join("none.img")),
-        &["none.img", "no such file"],
-    );
+    assert_refused(&serve_image(&scratch.join("none.img")), &["none.img", "no such file"]);
 }
 
 #[test]
@@ -83,11 +71,7 @@ fn sizes_that_are_no_sectors_are_refused() {
         let exit = serve_image(&image);
         let word = if bytes == 0 { "empty" } else { "512" };
         assert_refused(&exit, &["disk.img", word]);
-        assert_eq!(
-            fs::metadata(&image).unwrap().len(),
-            bytes,
-            "a refused image is left alone"
-        );
+        assert_eq!(fs::metadata(&image).unwrap().len(), bytes, "a refused image is left alone");
     }
 }
 
@@ -95,18 +79,9 @@ fn sizes_that_are_no_sectors_are_refused() {
 fn bad_sets_of_guests_are_refused() {
     let cases: &[(&[&str], &[&str])] = &[
         (&[], &["guest"]),
-        (
-            &["name=a,socket=DIR/a,access=rw", "name=a,socket=DIR/b,access=ro"],
-            &["a", "name"],
-        ),
-        (
-            &["name=a,socket=DIR/a,access=rw", "name=b,socket=DIR/a,access=ro"],
-            &["/a", "socket"],
-        ),
-        (
-            &["name=a,socket=DIR/a,access=rw", "name=b,socket=DIR/b,access=rw"],
-            &["multi-writer"],
-        ),
+        (&["name=a,socket=DIR/a,access=rw", "name=a,socket=DIR/b,access=ro"], &["a", "name"]),
+        (&["name=a,socket=DIR/a,access=rw", "name=b,socket=DIR/a,access=ro"], &["/a", "socket"]),
+        (&["name=a,socket=DIR/a,access=rw", "name=b,socket=DIR/b,access=rw"], &["multi-writer"]),
         (&["name=a,socket=DIR/a,access=write"], &["write", "access"]),
         (&["name=a,socket=DIR/a,access=rw,colour=red"], &["colour"]),
         (&["name=a,access=rw"], &["socket"]),
@@ -121,10 +96,7 @@ fn bad_sets_of_guests_are_refused() {
         let scratch = Scratch::new();
         let exit = serve_guests(&scratch, specs);
         assert_refused(&exit, words);
-        assert!(
-            !scratch.join("a").exists(),
-            "{specs:?}: a refused start leaves no socket"
-        );
+        assert!(!scratch.join("a").exists(), "{specs:?}: a refused start leaves no socket");
     }
 }
 
@@ -154,10 +126,7 @@ fn folder_that_cannot_be_written_is_refused() {
     } else {
         &["locked/a.sock", "permission denied"]
     };
-    assert_refused(
-        &serve_guests(&scratch, &["name=a,socket=DIR/locked/a.sock,access=rw"]),
-        words,
-    );
+    assert_refused(&serve_guests(&scratch, &["name=a,socket=DIR/locked/a.sock,access=rw"]), words);
 }
 
 #[test]
@@ -173,16 +142,9 @@ fn live_socket_is_refused_and_left_working() {
 fn stale_socket_is_replaced() {
     let scratch = Scratch::new();
     drop(UnixListener::bind(scratch.join("front.sock")).unwrap());
-    assert!(
-        fs::metadata(scratch.join("front.sock"))
-            .unwrap()
-            .file_type()
-            .is_socket()
-    );
+    assert!(fs::metadata(scratch.join("front.sock")).unwrap().file_type().is_socket());
     let backend = Serve::image(&scratch.image(SIZE)).ro("front").start();
-    receiptdisk_tests::Driver::connect(&backend.socket("front"))
-        .read(0, 512)
-        .unwrap();
+    receiptdisk_tests::Driver::connect(&backend.socket("front")).read(0, 512).unwrap();
 }
 
 #[test]
@@ -193,11 +155,7 @@ fn create_allocates_the_whole_file() {
         let backend = Serve::image(&image).arg("--create").arg(text).ro("front").start();
         let made = fs::metadata(&image).unwrap();
         assert_eq!(made.len(), bytes, "--create {text}");
-        assert!(
-            made.blocks() * 512 >= bytes,
-            "{} blocks for --create {text}",
-            made.blocks()
-        );
+        assert!(made.blocks() * 512 >= bytes, "{} blocks for --create {text}", made.blocks());
         drop(backend);
         fs::remove_file(&image).unwrap();
     }
@@ -216,22 +174,9 @@ fn create_leaves_what_exists_alone() {
 #[test]
 fn bad_create_sizes_are_refused_and_make_nothing() {
     let scratch = Scratch::new();
-    for size in [
-        "0",
-        "513",
-        "1X",
-        "-1",
-        "",
-        "M",
-        "1.5M",
-        "99999999999G",
-        "18446744073709551616",
-    ] {
+    for size in ["0", "513", "1X", "-1", "", "M", "1.5M", "99999999999G", "18446744073709551616"] {
         let image = scratch.join("new.img");
-        let exit = Serve::image(&image)
-            .arg(format!("--create={size}"))
-            .ro("front")
-            .run_to_end();
+        let exit = Serve::image(&image).arg(format!("--create={size}")).ro("front").run_to_end();
         assert_refused(&exit, &[]);
         assert!(!image.exists(), "--create {size}");
     }
@@ -241,10 +186,7 @@ fn bad_create_sizes_are_refused_and_make_nothing() {
 fn create_in_a_missing_folder_is_refused() {
     let scratch = Scratch::new();
     let image = scratch.join("none/new.img");
-    let exit = Serve::image(&image)
-        .arg("--create")
-        .arg("1M")
-        .run_to_end_in(&scratch);
+    let exit = Serve::image(&image).arg("--create").arg("1M").run_to_end_in(&scratch);
     assert_refused(&exit, &["none/new.img", "no such file"]);
 }
 
@@ -257,48 +199,12 @@ fn wrong_arguments_are_named() {
         (&["nonsense"], &["nonsense"]),
         (&["serve"], &["--image", "--guest"]),
         (&["serve", "--guest", "name=a,socket=/a,access=ro"], &["--image"]),
-        (
-            &[
-                "serve",
-                "--image",
-                "x",
-                "--guest",
-                "name=a,socket=/a",
-                "--cache",
-                "none",
-            ],
-            &["--cache", "none"],
-        ),
-        (
-            &[
-                "serve",
-                "--image",
-                "x",
-                "--guest",
-                "name=a,socket=/a",
-                "--queues",
-                "0",
-            ],
-            &["--queues"],
-        ),
-        (
-            &[
-                "serve",
-                "--image",
-                "x",
-                "--guest",
-                "name=a,socket=/a",
-                "--queue-size",
-                "100",
-            ],
-            &["--queue-size"],
-        ),
+        (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--cache", "none"], &["--cache", "none"]),
+        (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--queues", "0"], &["--queues"]),
+        (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--queue-size", "100"], &["--queue-size"]),
     ];
     for (args, words) in cases {
-        assert_refused(
-            &Proc::spawn(Command::new(backend_binary()).args(*args), &log).wait(),
-            words,
-        );
+        assert_refused(&Proc::spawn(Command::new(backend_binary()).args(*args), &log).wait(), words);
     }
 }
 

@@ -23,12 +23,8 @@ fn guests_come_and_go_200_times_without_a_leak() {
         come_and_go(&stand, round % 8);
         reader.assert_readable();
     }
-    until("the number of descriptors to return", || {
-        (settled_fds(&mut stand) <= settled).then_some(())
-    });
-    let threads = fs::read_dir(format!("/proc/{}/task", stand.backend().proc().pid()))
-        .unwrap()
-        .count();
+    until("the number of descriptors to return", || (settled_fds(&mut stand) <= settled).then_some(()));
+    let threads = fs::read_dir(format!("/proc/{}/task", stand.backend().proc().pid())).unwrap().count();
     assert!(threads < 200, "{threads} threads");
 }
 
@@ -43,11 +39,7 @@ fn come_and_go(stand: &Stand, way: u16) {
     match way {
         1 => drop(guest.submit(0, &write_of(5))),
         2 => drop(guest.stop_queue(1)),
-        3 => guest
-            .front()
-            .wire()
-            .send(&Message::new(code::GET_FEATURES, &[]), &[])
-            .unwrap(),
+        3 => guest.front().wire().send(&Message::new(code::GET_FEATURES, &[]), &[]).unwrap(),
         _ => {}
     }
 }
@@ -68,11 +60,7 @@ fn guest_cut_off_amid_io_leaves_the_disk_to_the_next() {
     let mut reader = stand.started("front");
     for _ in 0..10 {
         let mut guest = stand.raw("issuer");
-        guest.start(Setup {
-            queues: 2,
-            size: 256,
-            ..Setup::default()
-        });
+        guest.start(Setup { queues: 2, size: 256, ..Setup::default() });
         for index in 0..60 {
             guest.publish(usize::from(index % 2 == 0), &write_of(index));
         }
@@ -130,11 +118,7 @@ fn backend_connects_where_it_is_told_to_and_again() {
     let scratch = Scratch::new();
     let socket = scratch.join("qemu.sock");
     let spec = format!("name=issuer,connect={},access=rw", socket.display());
-    let mut backend = Serve::image(&scratch.image(Stand::SIZE))
-        .arg("--guest")
-        .arg(spec)
-        .ro("front")
-        .start();
+    let mut backend = Serve::image(&scratch.image(Stand::SIZE)).arg("--guest").arg(spec).ro("front").start();
     // It runs and serves before anybody listens there.
     RawGuest::connect(&backend.socket("front"));
     for _ in 0..3 {
@@ -168,10 +152,7 @@ fn terminated_backend_leaves_every_accepted_write_on_disk() {
     for _ in 0..5 {
         let mut stand = Stand::pair();
         let mut guest = stand.raw("issuer");
-        guest.start(Setup {
-            size: 256,
-            ..Setup::default()
-        });
+        guest.start(Setup { size: 256, ..Setup::default() });
         let heads: Vec<u16> = (0..80).map(|index| guest.publish(0, &write_of(index))).collect();
         guest.kick(0);
         let mut used = vec![guest.wait_used(0)];
@@ -184,10 +165,7 @@ fn terminated_backend_leaves_every_accepted_write_on_disk() {
             let index = heads.iter().position(|submitted| *submitted == head).unwrap() as u64;
             let mut bytes = vec![0; REQUEST];
             image.read_exact_at(&mut bytes, index * REQUEST as u64).unwrap();
-            assert!(
-                bytes == pattern(index, 0, REQUEST),
-                "write {index} was answered and is not on the disk"
-            );
+            assert!(bytes == pattern(index, 0, REQUEST), "write {index} was answered and is not on the disk");
         }
     }
 }

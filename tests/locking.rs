@@ -17,16 +17,8 @@ fn second_backend_is_refused_and_told_who_has_the_image() {
     let exit = another(stand.image()).run_to_end();
     assert_eq!(exit.code, Some(2), "{exit:?}");
     let pid = stand.backend().proc().pid().to_string();
-    let errors: Vec<_> = exit
-        .stderr
-        .lines()
-        .filter(|line| !line.starts_with('['))
-        .collect();
-    assert!(
-        errors.len() == 1 && errors[0].contains(&pid),
-        "pid {pid} is not named: {}",
-        exit.stderr
-    );
+    let errors: Vec<_> = exit.stderr.lines().filter(|line| !line.starts_with('[')).collect();
+    assert!(errors.len() == 1 && errors[0].contains(&pid), "pid {pid} is not named: {}", exit.stderr);
     assert!(!stand.socket("another").exists());
     stand.started("issuer").assert_works();
 }
@@ -49,10 +41,7 @@ fn locks_are_where_qemu_looks_for_them() {
     let image = stand.image().to_owned();
     let infos = stand.backend().proc().fdinfo_of(&image).join("\n");
     for byte in [100, 101, 201] {
-        assert!(
-            infos.lines().any(|line| locks_byte(line, byte)),
-            "byte {byte} is not locked:\n{infos}"
-        );
+        assert!(infos.lines().any(|line| locks_byte(line, byte)), "byte {byte} is not locked:\n{infos}");
     }
 }
 
@@ -85,11 +74,7 @@ fn backend_is_refused_on_an_image_that_qemu_has() {
     let qemu = StorageDaemon::spawn(&image, &socket, None).wait_until_serving(std::slice::from_ref(&socket));
     let exit = another(&image).run_to_end();
     assert_eq!(exit.code, Some(2), "{exit:?}");
-    assert!(
-        exit.stderr.contains("lock") && exit.stderr.contains("disk.img"),
-        "{}",
-        exit.stderr
-    );
+    assert!(exit.stderr.contains("lock") && exit.stderr.contains("disk.img"), "{}", exit.stderr);
     drop(qemu);
     another(&image).start();
 }

@@ -20,18 +20,12 @@ fn features_are_exactly_these() {
     let zeroing = feature::DISCARD | feature::WRITE_ZEROES;
     assert_eq!(stand.raw("issuer").features(), COMMON | zeroing, "of a writer");
     let reader = stand.raw("front").features();
-    assert_eq!(
-        reader & !zeroing,
-        COMMON | feature::RO,
-        "of a reader: {reader:#x}"
-    );
+    assert_eq!(reader & !zeroing, COMMON | feature::RO, "of a reader: {reader:#x}");
 }
 
 #[test]
 fn discard_can_be_ignored() {
-    let stand = Stand::serve(Scratch::new(), |serve| {
-        serve.rw("issuer").arg("--discard").arg("ignore")
-    });
+    let stand = Stand::serve(Scratch::new(), |serve| serve.rw("issuer").arg("--discard").arg("ignore"));
     let mut guest = stand.started("issuer");
     let data = pattern(1, 0, 4096);
     guest.request(&Request::write(0, &data));
@@ -63,14 +57,8 @@ fn config_tells_the_disk() {
         let physical = config.blk_size << config.physical_block_exp;
         assert!((512..=65536).contains(&physical), "{config:?}");
         assert_eq!(config.alignment_offset, 0);
-        assert!(
-            config.max_write_zeroes_seg >= 1 && config.max_write_zeroes_sectors > 0,
-            "{config:?}"
-        );
-        assert!(
-            config.max_discard_seg >= 1 && config.max_discard_sectors > 0,
-            "{config:?}"
-        );
+        assert!(config.max_write_zeroes_seg >= 1 && config.max_write_zeroes_sectors > 0, "{config:?}");
+        assert!(config.max_discard_seg >= 1 && config.max_discard_sectors > 0, "{config:?}");
         assert!(config.discard_sector_alignment > 0, "{config:?}");
     }
 }
@@ -95,11 +83,7 @@ fn messages_may_come_byte_by_byte() {
     let stand = Stand::pair();
     let wire = Wire::connect(&stand.socket("issuer")).unwrap().dripping();
     let mut guest = RawGuest::greet(wire);
-    guest.start(Setup {
-        queues: 2,
-        regions: 2,
-        ..Setup::default()
-    });
+    guest.start(Setup { queues: 2, regions: 2, ..Setup::default() });
     guest.assert_works();
 }
 
@@ -108,14 +92,8 @@ fn two_messages_may_come_in_one_piece() {
     let stand = Stand::pair();
     let mut guest = stand.raw("issuer");
     let wire = guest.front().wire();
-    let requests = [
-        code::GET_FEATURES,
-        code::GET_PROTOCOL_FEATURES,
-        code::GET_QUEUE_NUM,
-    ];
-    let bytes = requests
-        .map(|request| Message::new(request, &[]).bytes())
-        .concat();
+    let requests = [code::GET_FEATURES, code::GET_PROTOCOL_FEATURES, code::GET_QUEUE_NUM];
+    let bytes = requests.map(|request| Message::new(request, &[]).bytes()).concat();
     // One and a half message, then the other half and one more.
     wire.send_bytes(&bytes[..18], &[]).unwrap();
     wire.send_bytes(&bytes[18..], &[]).unwrap();
@@ -173,13 +151,8 @@ fn stopping_a_queue_waits_for_what_is_in_flight() {
     guest.kick(0);
     let taken = guest.stop_queue(0);
     for _ in 0..taken {
-        let (_, outcome) = guest
-            .poll_used(0)
-            .expect("what was taken is used before the answer");
+        let (_, outcome) = guest.poll_used(0).expect("what was taken is used before the answer");
         assert_eq!(outcome.status, status::OK);
     }
-    assert!(
-        guest.poll_used(0).is_none(),
-        "nothing is used that was not counted"
-    );
+    assert!(guest.poll_used(0).is_none(), "nothing is used that was not counted");
 }

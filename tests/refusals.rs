@@ -28,8 +28,7 @@ impl Peer {
     }
 
     fn header(&self, request: u32, flags: u32, size: u32) -> io::Result<()> {
-        self.wire
-            .send_bytes(&[request, flags, size].map(u32::to_le_bytes).concat(), &[])
+        self.wire.send_bytes(&[request, flags, size].map(u32::to_le_bytes).concat(), &[])
     }
 
     /// A memory table with one descriptor each.
@@ -51,10 +50,8 @@ impl Peer {
 
     /// Ring addresses of queue 0 as offsets into guest memory, which is told first.
     fn addresses(&self, desc: u64, used: u64, avail: u64) -> io::Result<()> {
-        self.wire
-            .send(&mem_table(&self.memory.regions(1)), &[self.memory.fd()])?;
-        self.wire
-            .send(&Message::vring(code::SET_VRING_NUM, 0, 128), &[])?;
+        self.wire.send(&mem_table(&self.memory.regions(1)), &[self.memory.fd()])?;
+        self.wire.send(&Message::vring(code::SET_VRING_NUM, 0, 128), &[])?;
         let places = [desc, used, avail].map(|at| Memory::user_address(GUEST_BASE).wrapping_add(at));
         let body = [vec![0; 8], places.map(u64::to_le_bytes).concat(), vec![0; 8]].concat();
         self.send(&Message::new(code::SET_VRING_ADDR, &body), &[])
@@ -72,11 +69,7 @@ fn refusal(sent: io::Result<()>, wire: &Wire) -> Result<(), String> {
         code::GET_CONFIG => reply.body.is_empty(),
         _ => reply.body.len() == 8 && reply.value() != 0,
     };
-    if is_refusal {
-        Ok(())
-    } else {
-        Err(format!("answered with {reply:?}"))
-    }
+    if is_refusal { Ok(()) } else { Err(format!("answered with {reply:?}")) }
 }
 
 /// Runs every case while a polite guest works on the other socket, and connects a good peer after each.
@@ -86,20 +79,13 @@ fn run_cases(cases: &[Case]) {
     let mut failures = Vec::new();
     for case in cases {
         let guest = stand.raw("issuer");
-        let peer = Peer {
-            wire: guest.into_wire(),
-            memory: Memory::new(),
-        };
+        let peer = Peer { wire: guest.into_wire(), memory: Memory::new() };
         let sent = (case.act)(&peer);
         if let Err(what) = refusal(sent, &peer.wire) {
             failures.push(format!("{}: {what}", case.name));
         }
         drop(peer);
-        assert!(
-            stand.backend().proc().is_running(),
-            "{}: the backend ended",
-            case.name
-        );
+        assert!(stand.backend().proc().is_running(), "{}: the backend ended", case.name);
         polite.assert_readable();
         stand.started("issuer").assert_works();
     }
@@ -114,70 +100,31 @@ fn is_hang_up(error: &io::Error) -> bool {
 #[test]
 fn broken_messages_are_refused() {
     run_cases(&[
-        Case {
-            name: "size 2^32-1",
-            act: |peer| peer.header(code::GET_FEATURES, 1, u32::MAX),
-        },
-        Case {
-            name: "size 4097",
-            act: |peer| peer.header(code::GET_FEATURES, 1, 4097),
-        },
-        Case {
-            name: "request 0",
-            act: |peer| peer.header(0, 1 | flags::NEED_REPLY, 0),
-        },
-        Case {
-            name: "request 99",
-            act: |peer| peer.header(99, 1 | flags::NEED_REPLY, 0),
-        },
-        Case {
-            name: "request 2^32-1",
-            act: |peer| peer.header(u32::MAX, 1 | flags::NEED_REPLY, 0),
-        },
-        Case {
-            name: "version 0",
-            act: |peer| peer.header(code::SET_OWNER, flags::NEED_REPLY, 0),
-        },
-        Case {
-            name: "version 2",
-            act: |peer| peer.header(code::SET_OWNER, 2 | flags::NEED_REPLY, 0),
-        },
+        Case { name: "size 2^32-1", act: |peer| peer.header(code::GET_FEATURES, 1, u32::MAX) },
+        Case { name: "size 4097", act: |peer| peer.header(code::GET_FEATURES, 1, 4097) },
+        Case { name: "request 0", act: |peer| peer.header(0, 1 | flags::NEED_REPLY, 0) },
+        Case { name: "request 99", act: |peer| peer.header(99, 1 | flags::NEED_REPLY, 0) },
+        Case { name: "request 2^32-1", act: |peer| peer.header(u32::MAX, 1 | flags::NEED_REPLY, 0) },
+        Case { name: "version 0", act: |peer| peer.header(code::SET_OWNER, flags::NEED_REPLY, 0) },
+        Case { name: "version 2", act: |peer| peer.header(code::SET_OWNER, 2 | flags::NEED_REPLY, 0) },
         Case {
             name: "REPLY bit",
             act: |peer| peer.header(code::SET_OWNER, 1 | flags::REPLY | flags::NEED_REPLY, 0),
         },
-        Case {
-            name: "body missing",
-            act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[]), &[]),
-        },
-        Case {
-            name: "body short",
-            act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[0; 4]), &[]),
-        },
-        Case {
-            name: "body long",
-            act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[0; 16]), &[]),
-        },
+        Case { name: "body missing", act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[]), &[]) },
+        Case { name: "body short", act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[0; 4]), &[]) },
+        Case { name: "body long", act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[0; 16]), &[]) },
         Case {
             name: "body on GET_QUEUE_NUM",
             act: |peer| peer.send(&Message::u64(code::GET_QUEUE_NUM, 0), &[]),
         },
-        Case {
-            name: "8 surplus descriptors",
-            act: |peer| surplus(peer, 8),
-        },
-        Case {
-            name: "253 surplus descriptors",
-            act: |peer| surplus(peer, 253),
-        },
+        Case { name: "8 surplus descriptors", act: |peer| surplus(peer, 8) },
+        Case { name: "253 surplus descriptors", act: |peer| surplus(peer, 253) },
     ]);
 }
 
 fn surplus(peer: &Peer, count: usize) -> io::Result<()> {
-    peer.send(
-        &Message::u64(code::SET_FEATURES, feature::VERSION_1),
-        &vec![peer.memory.fd(); count],
-    )
+    peer.send(&Message::u64(code::SET_FEATURES, feature::VERSION_1), &vec![peer.memory.fd(); count])
 }
 
 #[test]
@@ -199,47 +146,18 @@ fn half_messages_end_with_the_connection() {
 #[test]
 fn wrong_memory_is_refused() {
     run_cases(&[
-        Case {
-            name: "no regions",
-            act: |peer| peer.table(&[]),
-        },
-        Case {
-            name: "8 said, 1 sent",
-            act: |peer| lying_count(peer, 8),
-        },
-        Case {
-            name: "2^32-1 said, 1 sent",
-            act: |peer| lying_count(peer, u32::MAX),
-        },
-        Case {
-            name: "no descriptor",
-            act: |peer| peer.send(&mem_table(&peer.memory.regions(1)), &[]),
-        },
+        Case { name: "no regions", act: |peer| peer.table(&[]) },
+        Case { name: "8 said, 1 sent", act: |peer| lying_count(peer, 8) },
+        Case { name: "2^32-1 said, 1 sent", act: |peer| lying_count(peer, u32::MAX) },
+        Case { name: "no descriptor", act: |peer| peer.send(&mem_table(&peer.memory.regions(1)), &[]) },
         Case {
             name: "two descriptors for one region",
-            act: |peer| {
-                peer.send(
-                    &mem_table(&peer.memory.regions(1)),
-                    &[peer.memory.fd(), peer.memory.fd()],
-                )
-            },
+            act: |peer| peer.send(&mem_table(&peer.memory.regions(1)), &[peer.memory.fd(), peer.memory.fd()]),
         },
-        Case {
-            name: "size 0",
-            act: |peer| peer.changed_region(|region| region.size = 0),
-        },
-        Case {
-            name: "size 2^64-1",
-            act: |peer| peer.changed_region(|region| region.size = u64::MAX),
-        },
-        Case {
-            name: "size 2^46",
-            act: |peer| peer.changed_region(|region| region.size = 1 << 46),
-        },
-        Case {
-            name: "larger than its file",
-            act: |peer| peer.changed_region(|region| region.size += 4096),
-        },
+        Case { name: "size 0", act: |peer| peer.changed_region(|region| region.size = 0) },
+        Case { name: "size 2^64-1", act: |peer| peer.changed_region(|region| region.size = u64::MAX) },
+        Case { name: "size 2^46", act: |peer| peer.changed_region(|region| region.size = 1 << 46) },
+        Case { name: "larger than its file", act: |peer| peer.changed_region(|region| region.size += 4096) },
         Case {
             name: "offset past the file",
             act: |peer| peer.changed_region(|region| region.offset = 1 << 40),
@@ -248,10 +166,7 @@ fn wrong_memory_is_refused() {
             name: "offset wraps",
             act: |peer| peer.changed_region(|region| region.offset = u64::MAX - 4095),
         },
-        Case {
-            name: "offset in a page",
-            act: |peer| peer.changed_region(|region| region.offset = 100),
-        },
+        Case { name: "offset in a page", act: |peer| peer.changed_region(|region| region.offset = 100) },
         Case {
             name: "guest addresses wrap",
             act: |peer| peer.changed_region(|region| region.guest = u64::MAX - 8191),
@@ -260,34 +175,13 @@ fn wrong_memory_is_refused() {
             name: "front-end addresses wrap",
             act: |peer| peer.changed_region(|region| region.user = u64::MAX - 8191),
         },
-        Case {
-            name: "overlapping",
-            act: |peer| peer.table(&[peer.memory.regions(1)[0]; 2]),
-        },
-        Case {
-            name: "a pipe",
-            act: |peer| peer.table_from(rustix::pipe::pipe().unwrap().0),
-        },
-        Case {
-            name: "a folder",
-            act: |peer| peer.table_from(File::open("/").unwrap()),
-        },
-        Case {
-            name: "a read-only file",
-            act: |peer| peer.table_from(read_only(&peer.memory)),
-        },
-        Case {
-            name: "an empty file",
-            act: |peer| peer.table_from(empty_file()),
-        },
-        Case {
-            name: "unknown region removed",
-            act: |peer| peer.send(&remove_unknown(), &[]),
-        },
-        Case {
-            name: "region added without descriptor",
-            act: |peer| peer.send(&add_region(peer), &[]),
-        },
+        Case { name: "overlapping", act: |peer| peer.table(&[peer.memory.regions(1)[0]; 2]) },
+        Case { name: "a pipe", act: |peer| peer.table_from(rustix::pipe::pipe().unwrap().0) },
+        Case { name: "a folder", act: |peer| peer.table_from(File::open("/").unwrap()) },
+        Case { name: "a read-only file", act: |peer| peer.table_from(read_only(&peer.memory)) },
+        Case { name: "an empty file", act: |peer| peer.table_from(empty_file()) },
+        Case { name: "unknown region removed", act: |peer| peer.send(&remove_unknown(), &[]) },
+        Case { name: "region added without descriptor", act: |peer| peer.send(&add_region(peer), &[]) },
     ]);
 }
 
@@ -307,20 +201,12 @@ fn read_only(memory: &Memory) -> File {
 }
 
 fn remove_unknown() -> Message {
-    let region = Region {
-        guest: 1 << 40,
-        size: 4096,
-        user: 1 << 41,
-        offset: 0,
-    };
+    let region = Region { guest: 1 << 40, size: 4096, user: 1 << 41, offset: 0 };
     Message::new(code::REM_MEM_REG, &[vec![0; 8], region.bytes()].concat())
 }
 
 fn add_region(peer: &Peer) -> Message {
-    Message::new(
-        code::ADD_MEM_REG,
-        &[vec![0; 8], peer.memory.regions(1)[0].bytes()].concat(),
-    )
+    Message::new(code::ADD_MEM_REG, &[vec![0; 8], peer.memory.regions(1)[0].bytes()].concat())
 }
 
 #[test]
@@ -346,14 +232,8 @@ fn wrong_queues_are_refused() {
             name: "ENABLE with 2",
             act: |peer| peer.send(&Message::vring(code::SET_VRING_ENABLE, 0, 2), &[]),
         },
-        Case {
-            name: "size 0",
-            act: |peer| peer.send(&Message::vring(code::SET_VRING_NUM, 0, 0), &[]),
-        },
-        Case {
-            name: "size 3",
-            act: |peer| peer.send(&Message::vring(code::SET_VRING_NUM, 0, 3), &[]),
-        },
+        Case { name: "size 0", act: |peer| peer.send(&Message::vring(code::SET_VRING_NUM, 0, 0), &[]) },
+        Case { name: "size 3", act: |peer| peer.send(&Message::vring(code::SET_VRING_NUM, 0, 3), &[]) },
         Case {
             name: "size 65536",
             act: |peer| peer.send(&Message::vring(code::SET_VRING_NUM, 0, 65536), &[]),
@@ -374,46 +254,16 @@ fn wrong_queues_are_refused() {
             name: "kick without descriptor",
             act: |peer| peer.send(&Message::u64(code::SET_VRING_KICK, 0), &[]),
         },
-        Case {
-            name: "kick with two",
-            act: |peer| two_descriptors(peer, code::SET_VRING_KICK),
-        },
-        Case {
-            name: "call with two",
-            act: |peer| two_descriptors(peer, code::SET_VRING_CALL),
-        },
-        Case {
-            name: "descriptors outside memory",
-            act: |peer| peer.addresses(1 << 40, 8192, 4096),
-        },
-        Case {
-            name: "used ring outside memory",
-            act: |peer| peer.addresses(0, 1 << 40, 4096),
-        },
-        Case {
-            name: "avail ring outside memory",
-            act: |peer| peer.addresses(0, 8192, 1 << 40),
-        },
-        Case {
-            name: "used ring across the end",
-            act: |peer| peer.addresses(0, (256 << 20) - 64, 4096),
-        },
-        Case {
-            name: "addresses wrap",
-            act: |peer| peer.addresses(u64::MAX - 15, 8192, 4096),
-        },
-        Case {
-            name: "descriptors misaligned",
-            act: |peer| peer.addresses(8, 8192, 4096),
-        },
-        Case {
-            name: "used ring misaligned",
-            act: |peer| peer.addresses(0, 8194, 4096),
-        },
-        Case {
-            name: "avail ring misaligned",
-            act: |peer| peer.addresses(0, 8192, 4097),
-        },
+        Case { name: "kick with two", act: |peer| two_descriptors(peer, code::SET_VRING_KICK) },
+        Case { name: "call with two", act: |peer| two_descriptors(peer, code::SET_VRING_CALL) },
+        Case { name: "descriptors outside memory", act: |peer| peer.addresses(1 << 40, 8192, 4096) },
+        Case { name: "used ring outside memory", act: |peer| peer.addresses(0, 1 << 40, 4096) },
+        Case { name: "avail ring outside memory", act: |peer| peer.addresses(0, 8192, 1 << 40) },
+        Case { name: "used ring across the end", act: |peer| peer.addresses(0, (256 << 20) - 64, 4096) },
+        Case { name: "addresses wrap", act: |peer| peer.addresses(u64::MAX - 15, 8192, 4096) },
+        Case { name: "descriptors misaligned", act: |peer| peer.addresses(8, 8192, 4096) },
+        Case { name: "used ring misaligned", act: |peer| peer.addresses(0, 8194, 4096) },
+        Case { name: "avail ring misaligned", act: |peer| peer.addresses(0, 8192, 4097) },
     ]);
 }
 
@@ -424,34 +274,16 @@ fn two_descriptors(peer: &Peer, request: u32) -> io::Result<()> {
 #[test]
 fn wrong_config_requests_are_refused() {
     run_cases(&[
-        Case {
-            name: "size 0",
-            act: |peer| get_config(peer, 0, 0, 0),
-        },
-        Case {
-            name: "offset 2^32-1",
-            act: |peer| get_config(peer, u32::MAX, 8, 8),
-        },
-        Case {
-            name: "offset 4096",
-            act: |peer| get_config(peer, 4096, 4, 4),
-        },
+        Case { name: "size 0", act: |peer| get_config(peer, 0, 0, 0) },
+        Case { name: "offset 2^32-1", act: |peer| get_config(peer, u32::MAX, 8, 8) },
+        Case { name: "offset 4096", act: |peer| get_config(peer, 4096, 4, 4) },
         Case {
             name: "4-byte body",
             act: |peer| peer.wire.send(&Message::new(code::GET_CONFIG, &[0; 4]), &[]),
         },
-        Case {
-            name: "set capacity",
-            act: |peer| set_config(peer, 0, &[0xff; 8]),
-        },
-        Case {
-            name: "set past the end",
-            act: |peer| set_config(peer, 4096, &[0; 8]),
-        },
-        Case {
-            name: "set wraps",
-            act: |peer| set_config(peer, u32::MAX - 3, &[0; 8]),
-        },
+        Case { name: "set capacity", act: |peer| set_config(peer, 0, &[0xff; 8]) },
+        Case { name: "set past the end", act: |peer| set_config(peer, 4096, &[0; 8]) },
+        Case { name: "set wraps", act: |peer| set_config(peer, u32::MAX - 3, &[0; 8]) },
     ]);
 }
 
@@ -460,18 +292,12 @@ fn config_body(offset: u32, size: u32, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn get_config(peer: &Peer, offset: u32, size: u32, sent: usize) -> io::Result<()> {
-    peer.wire.send(
-        &Message::new(code::GET_CONFIG, &config_body(offset, size, &vec![0; sent])),
-        &[],
-    )
+    peer.wire.send(&Message::new(code::GET_CONFIG, &config_body(offset, size, &vec![0; sent])), &[])
 }
 
 fn set_config(peer: &Peer, offset: u32, bytes: &[u8]) -> io::Result<()> {
     let size = u32::try_from(bytes.len()).unwrap();
-    peer.send(
-        &Message::new(code::SET_CONFIG, &config_body(offset, size, bytes)),
-        &[],
-    )
+    peer.send(&Message::new(code::SET_CONFIG, &config_body(offset, size, bytes)), &[])
 }
 
 #[test]
@@ -483,10 +309,7 @@ fn features_that_are_not_offered_are_not_taken() {
         let _ = guest.front().acknowledged(&Message::u64(request, u64::MAX), &[]);
         drop(guest);
         let mut guest = stand.started("front");
-        assert_eq!(
-            guest.request(&Request::write(0, &[1; SECTOR])).status,
-            status::IOERR
-        );
+        assert_eq!(guest.request(&Request::write(0, &[1; SECTOR])).status, status::IOERR);
         assert!(stand.backend().proc().is_running());
     }
 }
@@ -499,18 +322,13 @@ fn wrong_peers_leave_no_descriptors_behind() {
     let memory = Memory::new();
     for _ in 0..20 {
         let guest = stand.raw("issuer");
-        let peer = Peer {
-            wire: guest.into_wire(),
-            memory: Memory::new(),
-        };
+        let peer = Peer { wire: guest.into_wire(), memory: Memory::new() };
         refusal(surplus(&peer, 20), &peer.wire).unwrap();
         let wire = stand.raw("issuer").into_wire();
         wire.send_bytes(&[1, 0, 0], &[memory.fd(), memory.fd()]).unwrap();
     }
     drop(stand.started("issuer"));
-    until("the backend to close what it was given", || {
-        (settled_fds(&mut stand) <= settled).then_some(())
-    });
+    until("the backend to close what it was given", || (settled_fds(&mut stand) <= settled).then_some(()));
 }
 
 /// Descriptors of the backend once its number has stopped changing.

@@ -14,29 +14,15 @@ struct Place {
 }
 
 const PLACES: [Place; 3] = [
-    Place {
-        name: "disk, direct",
-        scratch: Scratch::new,
-        cache: "direct",
-    },
-    Place {
-        name: "disk, page cache",
-        scratch: Scratch::new,
-        cache: "page",
-    },
-    Place {
-        name: "tmpfs, page cache",
-        scratch: Scratch::on_tmpfs,
-        cache: "page",
-    },
+    Place { name: "disk, direct", scratch: Scratch::new, cache: "direct" },
+    Place { name: "disk, page cache", scratch: Scratch::new, cache: "page" },
+    Place { name: "tmpfs, page cache", scratch: Scratch::on_tmpfs, cache: "page" },
 ];
 
 /// Runs `check` once for each place.
 fn everywhere(guests: fn(Serve) -> Serve, check: fn(&Stand, &str)) {
     for place in PLACES {
-        let stand = Stand::serve((place.scratch)(), |serve| {
-            guests(serve).arg("--cache").arg(place.cache)
-        });
+        let stand = Stand::serve((place.scratch)(), |serve| guests(serve).arg("--cache").arg(place.cache));
         check(&stand, place.name);
     }
 }
@@ -52,10 +38,7 @@ fn two_writers(serve: Serve) -> Serve {
 /// A guest with one queue of 256 entries.
 fn guest(stand: &Stand, name: &str) -> RawGuest {
     let mut guest = stand.raw(name);
-    guest.start(Setup {
-        size: 256,
-        ..Setup::default()
-    });
+    guest.start(Setup { size: 256, ..Setup::default() });
     guest
 }
 
@@ -87,10 +70,7 @@ fn what_is_written_is_read_at_once_1000_times() {
             assert_eq!(writer.request(&Request::write(sector, &data)).status, status::OK);
             let read = reader.request(&Request::read(sector, len));
             assert_eq!(read.status, status::OK);
-            assert!(
-                read.data == data,
-                "{place}, round {round}: stale, {len} bytes at sector {sector}"
-            );
+            assert!(read.data == data, "{place}, round {round}: stale, {len} bytes at sector {sector}");
         }
     });
 }
@@ -103,11 +83,7 @@ fn zeroes_and_discards_are_seen_at_once() {
         for round in 0..100_u32 {
             let sector = u64::from(round % 16);
             writer.request(&Request::write(sector, &[0xee; 8192]));
-            let unmap = if round % 2 == 0 {
-                SegmentFlags::UNMAP
-            } else {
-                SegmentFlags::default()
-            };
+            let unmap = if round % 2 == 0 { SegmentFlags::UNMAP } else { SegmentFlags::default() };
             writer.request(&Request::write_zeroes(&[(sector + 3, 9)], unmap));
             let read = reader.request(&Request::read(sector, 8192));
             let mut expected = vec![0xee; 8192];
@@ -164,11 +140,7 @@ fn torn_reads(stand: &Stand, len: usize, rounds: usize) -> usize {
 fn reads_under_a_racing_writer_are_never_torn() {
     everywhere(writer_and_reader, |stand, place| {
         for (len, rounds) in [(64 << 10, 3000), (4096, 2000), (2 << 20, 60)] {
-            assert_eq!(
-                torn_reads(stand, len, rounds),
-                0,
-                "{place}: torn reads of {len} bytes in {rounds}"
-            );
+            assert_eq!(torn_reads(stand, len, rounds), 0, "{place}: torn reads of {len} bytes in {rounds}");
         }
     });
 }
@@ -216,14 +188,8 @@ fn partly_overlapping_writes_of_two_guests_are_applied_in_one_order() {
                 middle.iter().all(|byte| *byte == middle[0]) && middle[0] != 0,
                 "{place}, round {round}: mixed"
             );
-            assert!(
-                data[..32 << 10].iter().all(|byte| *byte == 1),
-                "{place}, round {round}: lower half"
-            );
-            assert!(
-                data[64 << 10..].iter().all(|byte| *byte == 2),
-                "{place}, round {round}: upper half"
-            );
+            assert!(data[..32 << 10].iter().all(|byte| *byte == 1), "{place}, round {round}: lower half");
+            assert!(data[64 << 10..].iter().all(|byte| *byte == 2), "{place}, round {round}: upper half");
         }
     });
 }
@@ -268,10 +234,7 @@ fn read_behind_a_write_in_one_ring_sees_it() {
             writer.kick(0);
             let outcomes = [writer.wait_used(0), writer.wait_used(0)];
             let (_, outcome) = outcomes.iter().find(|(head, _)| *head == read).unwrap();
-            assert!(
-                outcome.data == data,
-                "{place}, round {round}: a read overtook the write before it"
-            );
+            assert!(outcome.data == data, "{place}, round {round}: a read overtook the write before it");
         }
     });
 }
@@ -284,10 +247,7 @@ fn ordinary_drivers_share_too() {
     for round in 0..200_u64 {
         let data = pattern(round, 0, 8192);
         writer.write(round * 4096 % (1 << 20), &data).unwrap();
-        assert!(
-            reader.read(round * 4096 % (1 << 20), 8192).unwrap() == data,
-            "round {round}"
-        );
+        assert!(reader.read(round * 4096 % (1 << 20), 8192).unwrap() == data, "round {round}");
     }
     assert_eq!(reader.write(0, &[0; 512]), Err(-libc::EIO));
 }

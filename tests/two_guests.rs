@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use receiptdisk_tests::{Guest, Scratch, Stand};
+use receiptdisk_tests::{Guest, Scratch, Stand, static_receipt_binary};
 
 /// The pair of machines, the disk formatted. Guests before the stand, so that they end first.
 struct Pair {
@@ -19,11 +19,7 @@ impl Pair {
         let [issuer, front] = ["issuer", "front"].map(|name| Guest::start(name, Path::new(&run_dir)));
         let (mut issuer, front) = (issuer.ready(), front.ready());
         issuer.ok("receipt format");
-        Self {
-            issuer,
-            front,
-            _stand: stand,
-        }
+        Self { issuer, front, _stand: stand }
     }
 
     /// Asserts that both guests find nothing wrong, and that both end cleanly.
@@ -61,9 +57,7 @@ fn rewritten_paths(pair: &mut Pair, rounds: u32) {
     for round in 0..rounds {
         pair.issuer.type_line(&round.to_string());
         let stored = pair.issuer.line();
-        let (path, hash) = stored
-            .split_once(' ')
-            .unwrap_or_else(|| panic!("round {round}: {stored}"));
+        let (path, hash) = stored.split_once(' ').unwrap_or_else(|| panic!("round {round}: {stored}"));
         assert_eq!(path, format!("day/{}.png", round % 10), "round {round}: {stored}");
         pair.front.type_line(path);
         assert_eq!(pair.front.line(), hash, "round {round}: {path} is stale or wrong");
@@ -94,9 +88,7 @@ fn streamed_paths(pair: &mut Pair, count: usize) {
         }
     }
     front.end_of_input();
-    answers
-        .into_iter()
-        .for_each(|path| assert_eq!(front.line(), path));
+    answers.into_iter().for_each(|path| assert_eq!(front.line(), path));
     let received = front.ok("cd /tmp/out/stream && sha256sum *.png | sort");
     assert_eq!(received.lines().count(), count);
     assert_eq!(received, issued, "what is read is not what was stored");
@@ -111,12 +103,9 @@ fn reader_cannot_write_and_a_naive_reader_is_stale() {
 }
 
 fn reader_cannot_write(pair: &mut Pair) {
-    pair.issuer
-        .ok("echo precious > /tmp/r && receipt put precious.txt /tmp/r");
+    pair.issuer.ok("echo precious > /tmp/r && receipt put precious.txt /tmp/r");
     for how in ["oflag=direct", "conv=fsync"] {
-        let output = pair
-            .front
-            .run(&format!("dd if=/dev/zero of=/dev/vda bs=4096 count=16 {how}"));
+        let output = pair.front.run(&format!("dd if=/dev/zero of=/dev/vda bs=4096 count=16 {how}"));
         assert_ne!(output.code, 0, "a reader wrote: {}", output.text);
     }
     let put = pair.front.run("echo x | receipt put forged.txt -");
@@ -129,15 +118,19 @@ fn reader_cannot_write(pair: &mut Pair) {
 fn naive_reader_is_stale(pair: &mut Pair) {
     // The shell holds the disk open: with the last close the kernel would forget the cache.
     pair.front.ok("exec 9< /dev/vda; cat /dev/vda > /dev/null");
-    pair.issuer
-        .ok("echo 'brand new receipt' > /tmp/r && receipt put new.txt /tmp/r");
+    pair.issuer.ok("echo 'brand new receipt' > /tmp/r && receipt put new.txt /tmp/r");
     assert_eq!(pair.front.ok("receipt get new.txt"), "brand new receipt\n");
     let look = "grep -a -c 'brand new receipt'";
     let naive = pair.front.run(&format!("{look} /dev/vda"));
     assert_eq!(naive.text.trim(), "0", "a buffered read is expected to be stale");
-    let direct = pair
-        .front
-        .ok(&format!("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | {look}"));
+    let direct = pair.front.ok(&format!("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | {look}"));
     assert_ne!(direct.trim(), "0", "the receipt is on the disk as it is");
     pair.front.ok("exec 9<&-");
+}
+
+#[test]
+fn guest_program_is_small() {
+    // That it needs no libraries is shown by every guest here: there are none.
+    let bytes = std::fs::metadata(static_receipt_binary()).unwrap().len();
+    assert!(bytes < 2 << 20, "{bytes} bytes");
 }

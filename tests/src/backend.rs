@@ -32,14 +32,7 @@ impl Serve {
     /// Serves `image`, with the sockets in the image's folder.
     pub fn image(image: &Path) -> Self {
         let dir = image.parent().unwrap().to_owned();
-        Self {
-            dir,
-            sockets: Vec::new(),
-            args: Vec::new(),
-        }
-        .arg("serve")
-        .arg("--image")
-        .arg(image)
+        Self { dir, sockets: Vec::new(), args: Vec::new() }.arg("serve").arg("--image").arg(image)
     }
 
     /// Adds any argument.
@@ -87,11 +80,7 @@ impl Serve {
     pub fn spawn(self) -> Backend {
         let log = self.dir.join(format!("backend-{}.log", unique()));
         let proc = Proc::spawn(Command::new(backend_binary()).args(&self.args), &log);
-        Backend {
-            proc,
-            dir: self.dir,
-            sockets: self.sockets,
-        }
+        Backend { proc, dir: self.dir, sockets: self.sockets }
     }
 
     /// As [`Serve::run_to_end`], for an image in a folder that is not the test's: a reader's socket and log go to

@@ -12,11 +12,7 @@ pub fn repository() -> PathBuf {
 pub fn backend_binary() -> PathBuf {
     locate(
         "RECEIPTDISK_BACKEND",
-        &[
-            "{profile}/receiptdisk-backend",
-            "release/receiptdisk-backend",
-            "debug/receiptdisk-backend",
-        ],
+        &["{profile}/receiptdisk-backend", "release/receiptdisk-backend", "debug/receiptdisk-backend"],
         "cargo build -p receiptdisk-backend",
     )
 }
@@ -25,11 +21,7 @@ pub fn backend_binary() -> PathBuf {
 pub fn receipt_binary() -> PathBuf {
     locate(
         "RECEIPT",
-        &[
-            "{profile}/receipt",
-            "x86_64-unknown-linux-gnu/release/receipt",
-            "release/receipt",
-        ],
+        &["{profile}/receipt", "x86_64-unknown-linux-gnu/release/receipt", "release/receipt"],
         "cargo build -p receipt --bin receipt",
     )
 }
@@ -47,11 +39,7 @@ pub fn static_receipt_binary() -> PathBuf {
 fn locate(variable: &str, places: &[&str], build: &str) -> PathBuf {
     if let Some(path) = env::var_os(variable) {
         let path = PathBuf::from(path);
-        assert!(
-            path.is_file(),
-            "{variable} names {}, which is no file",
-            path.display()
-        );
+        assert!(path.is_file(), "{variable} names {}, which is no file", path.display());
         return path;
     }
     // target/PROFILE/deps/TEST
@@ -59,9 +47,7 @@ fn locate(variable: &str, places: &[&str], build: &str) -> PathBuf {
     let profile = exe.ancestors().nth(2).unwrap();
     let target = profile.parent().unwrap();
     let profile = profile.file_name().unwrap().to_str().unwrap();
-    let candidates = places
-        .iter()
-        .map(|place| target.join(place.replace("{profile}", profile)));
+    let candidates = places.iter().map(|place| target.join(place.replace("{profile}", profile)));
     let found = candidates.into_iter().find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("not built: {}; run: {build} (or set {variable})", places[0]))
 }

@@ -12,22 +12,12 @@ pub struct Scratch {
 impl Scratch {
     /// A folder in the system's place for temporary files.
     pub fn new() -> Self {
-        Self {
-            dir: tempfile::Builder::new()
-                .prefix("receiptdisk-test-")
-                .tempdir()
-                .unwrap(),
-        }
+        Self { dir: tempfile::Builder::new().prefix("receiptdisk-test-").tempdir().unwrap() }
     }
 
     /// A folder on tmpfs, where the host itself gives no atomicity and no direct IO.
     pub fn on_tmpfs() -> Self {
-        Self {
-            dir: tempfile::Builder::new()
-                .prefix("receiptdisk-test-")
-                .tempdir_in("/dev/shm")
-                .unwrap(),
-        }
+        Self { dir: tempfile::Builder::new().prefix("receiptdisk-test-").tempdir_in("/dev/shm").unwrap() }
     }
 
     /// The folder.
@@ -63,11 +53,7 @@ impl Default for Scratch {
 
 /// Bytes that differ for every seed and every position: what stands at `offset` tells where it belongs.
 pub fn pattern(seed: u64, offset: u64, len: usize) -> Vec<u8> {
-    let word = |index: u64| {
-        (seed ^ (index << 20))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .to_le_bytes()
-    };
+    let word = |index: u64| (seed ^ (index << 20)).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
     let start = usize::try_from(offset % 8).unwrap();
     let words = (offset / 8..).flat_map(word);
     words.skip(start).take(len).collect()

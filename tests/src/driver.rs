@@ -37,14 +37,8 @@ impl Driver {
         let mut transport = connect(socket);
         let memory = map_memory(transport.as_mut(), depth * SLOT);
         let mut queues = VirtioBlkQueue::setup_queues(transport.as_mut(), queues, size).unwrap();
-        queues
-            .iter_mut()
-            .for_each(|queue| queue.set_used_notif_enabled(true));
-        Self {
-            queues,
-            transport,
-            memory,
-        }
+        queues.iter_mut().for_each(|queue| queue.set_used_notif_enabled(true));
+        Self { queues, transport, memory }
     }
 
     /// Number of sectors that the device tells.
@@ -111,10 +105,7 @@ impl Driver {
 
     /// Starts a write from buffer `slot`, after filling it with `data`.
     pub fn submit_write(&mut self, queue: usize, slot: usize, offset: u64, data: &[u8]) {
-        self.memory
-            .as_volatile_slice()
-            .write_slice(data, slot * SLOT)
-            .unwrap();
+        self.memory.as_volatile_slice().write_slice(data, slot * SLOT).unwrap();
         let buffer = self.slot(slot, data.len());
         // SAFETY: as in submit_read; the device only reads it.
         unsafe { self.queues[queue].write_raw(offset, buffer, data.len(), slot) }.unwrap();
@@ -125,10 +116,8 @@ impl Driver {
     #[track_caller]
     pub fn wait(&mut self, queue: usize) -> Vec<(usize, i32)> {
         loop {
-            let done: Vec<_> = self.queues[queue]
-                .completions()
-                .map(|done| (done.context, done.ret))
-                .collect();
+            let done: Vec<_> =
+                self.queues[queue].completions().map(|done| (done.context, done.ret)).collect();
             if !done.is_empty() {
                 return done;
             }
@@ -141,10 +130,7 @@ impl Driver {
     /// What is in buffer `slot`.
     pub fn buffer(&self, slot: usize, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
-        self.memory
-            .as_volatile_slice()
-            .read_slice(&mut data, slot * SLOT)
-            .unwrap();
+        self.memory.as_volatile_slice().read_slice(&mut data, slot * SLOT).unwrap();
         data
     }
 
@@ -164,12 +150,7 @@ impl Driver {
 
     fn slot(&self, slot: usize, len: usize) -> *mut u8 {
         assert!(len <= SLOT, "requests up to {SLOT} bytes");
-        self.memory
-            .as_volatile_slice()
-            .subslice(slot * SLOT, len)
-            .unwrap()
-            .ptr_guard_mut()
-            .as_ptr()
+        self.memory.as_volatile_slice().subslice(slot * SLOT, len).unwrap().ptr_guard_mut().as_ptr()
     }
 }
 

@@ -43,35 +43,15 @@ impl Guest {
     pub fn start(name: &str, run_dir: &Path) -> Self {
         let files = files();
         let mut command = Command::new(repository().join("qemu-configs/run-guest.sh"));
-        command.args([
-            name, "--accel", "tcg", "--memory", "192M", "--cpus", "1", "--append",
-        ]);
-        command
-            .arg("receiptdisk.console=script")
-            .arg("--run-dir")
-            .arg(run_dir);
-        command
-            .arg("--kernel")
-            .arg(&files.kernel)
-            .arg("--initrd")
-            .arg(&files.initramfs);
+        command.args([name, "--accel", "tcg", "--memory", "192M", "--cpus", "1", "--append"]);
+        command.arg("receiptdisk.console=script").arg("--run-dir").arg(run_dir);
+        command.arg("--kernel").arg(&files.kernel).arg("--initrd").arg(&files.initramfs);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut proc = Proc::spawn(&mut command, &run_dir.join(format!("{name}.qemu.log")));
-        let [stdin, stdout] = [
-            proc.child_mut().stdin.take().map(Ok),
-            proc.child_mut().stdout.take().map(Err),
-        ];
-        let (Some(Ok(stdin)), Some(Err(stdout))) = (stdin, stdout) else {
-            panic!("no pipes")
-        };
-        Self {
-            name: name.to_owned(),
-            proc,
-            stdin,
-            stdout,
-            unread: Vec::new(),
-            commands: 0,
-        }
+        let [stdin, stdout] =
+            [proc.child_mut().stdin.take().map(Ok), proc.child_mut().stdout.take().map(Err)];
+        let (Some(Ok(stdin)), Some(Err(stdout))) = (stdin, stdout) else { panic!("no pipes") };
+        Self { name: name.to_owned(), proc, stdin, stdout, unread: Vec::new(), commands: 0 }
     }
 
     /// Waits until the guest has booted.
@@ -132,10 +112,7 @@ impl Guest {
     #[track_caller]
     fn text_until(&mut self, end: &str) -> String {
         loop {
-            let found = self
-                .unread
-                .windows(end.len())
-                .position(|bytes| bytes == end.as_bytes());
+            let found = self.unread.windows(end.len()).position(|bytes| bytes == end.as_bytes());
             if let Some(at) = found {
                 let text: Vec<u8> = self.unread.drain(..at + end.len()).take(at).collect();
                 return String::from_utf8_lossy(&text).replace('\r', "");
@@ -155,12 +132,7 @@ impl Guest {
         );
         let mut buffer = [0; 4096];
         let count = self.stdout.read(&mut buffer).unwrap();
-        assert!(
-            count > 0,
-            "{} ended, {awaited:?} expected after: {}",
-            self.name,
-            so_far(&self.unread)
-        );
+        assert!(count > 0, "{} ended, {awaited:?} expected after: {}", self.name, so_far(&self.unread));
         self.unread.extend(&buffer[..count]);
     }
 }
@@ -178,10 +150,7 @@ fn files() -> &'static Files {
 
 /// Runs a script of `qemu-configs/` that prints the path of what it made.
 fn script(name: &str, args: &[&str]) -> PathBuf {
-    let output = Command::new(repository().join("qemu-configs").join(name))
-        .args(args)
-        .output()
-        .unwrap();
+    let output = Command::new(repository().join("qemu-configs").join(name)).args(args).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {errors}");
     let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end());

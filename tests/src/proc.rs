@@ -5,10 +5,11 @@ use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-use crate::wait::readable;
+use crate::wait::{readable, until};
 
 /// A running program; killed by its pid when dropped.
 #[derive(Debug)]
@@ -38,10 +39,7 @@ impl Proc {
         unsafe { command.pre_exec(die_with_parent) };
         let child = command.stderr(Stdio::from(log)).spawn();
         let child = child.unwrap_or_else(|error| panic!("cannot start {:?}: {error}", command.get_program()));
-        Self {
-            child,
-            stderr: stderr.to_owned(),
-        }
+        Self { child, stderr: stderr.to_owned() }
     }
 
     /// Process id.
@@ -76,14 +74,31 @@ impl Proc {
             return self.exit(status);
         }
         let pidfd = pidfd_open(self.rustix_pid(), PidfdFlags::empty()).unwrap();
-        assert!(
-            readable(&pidfd),
-            "pid {} does not end; it wrote: {}",
-            self.pid(),
-            self.stderr()
-        );
+        assert!(readable(&pidfd), "pid {} does not end; it wrote: {}", self.pid(), self.stderr());
         let status = self.child.wait().unwrap();
         self.exit(status)
+    }
+
+    /// Processor time it has used, in clock ticks.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // After the name, which ends with the last bracket: state is field 3, user and system time are 14 and 15.
+        let (_, rest) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
+    /// Waits until it uses no processor time: a process that spins never does.
+    #[track_caller]
+    pub fn wait_until_idle(&self) {
+        let mut last = None;
+        until("the process to be idle", || {
+            let now = self.cpu_ticks();
+            let is_idle = last == Some(now);
+            last = Some(now);
+            std::thread::sleep(Duration::from_millis(30));
+            is_idle.then_some(())
+        });
     }
 
     /// Number of descriptors it holds.
@@ -94,14 +109,10 @@ impl Proc {
     /// The `/proc/PID/fdinfo` texts of the descriptors that lead to `file`.
     pub fn fdinfo_of(&self, file: &Path) -> Vec<String> {
         let file = fs::canonicalize(file).unwrap();
-        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid()))
-            .unwrap()
-            .flatten();
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().flatten();
         let matching = entries.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == file));
         let info = |name: &str| fs::read_to_string(format!("/proc/{}/fdinfo/{name}", self.pid()));
-        matching
-            .filter_map(|entry| info(&entry.file_name().to_string_lossy()).ok())
-            .collect()
+        matching.filter_map(|entry| info(&entry.file_name().to_string_lossy()).ok()).collect()
     }
 
     fn rustix_pid(&self) -> Pid {
@@ -109,11 +120,7 @@ impl Proc {
     }
 
     fn exit(&self, status: ExitStatus) -> Exit {
-        Exit {
-            code: status.code(),
-            signal: status.signal(),
-            stderr: self.stderr(),
-        }
+        Exit { code: status.code(), signal: status.signal(), stderr: self.stderr() }
     }
 }
 
@@ -122,11 +129,7 @@ impl Drop for Proc {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!(
-                "--- standard error of pid {} ---\n{}---",
-                self.pid(),
-                self.stderr()
-            );
+            eprintln!("--- standard error of pid {} ---\n{}---", self.pid(), self.stderr());
         }
     }
 }

@@ -31,11 +31,7 @@ impl Stand {
     pub fn serve(scratch: Scratch, configure: impl FnOnce(Serve) -> Serve) -> Self {
         let image = scratch.image(Self::SIZE);
         let backend = configure(Serve::image(&image)).start();
-        Self {
-            backend,
-            image,
-            _scratch: scratch,
-        }
+        Self { backend, image, _scratch: scratch }
     }
 
     /// The backend.

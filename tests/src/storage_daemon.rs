@@ -17,20 +17,13 @@ impl StorageDaemon {
     pub fn spawn(image: &Path, writer: &Path, reader: Option<&Path>) -> Self {
         let mut command = Command::new("qemu-storage-daemon");
         let file = format!("driver=file,node-name=file,filename={}", image.display());
-        command.args([
-            "--blockdev",
-            &file,
-            "--blockdev",
-            "driver=raw,node-name=raw,file=file",
-        ]);
+        command.args(["--blockdev", &file, "--blockdev", "driver=raw,node-name=raw,file=file"]);
         command.args(["--export", &export("writer", writer, "writable=on")]);
         if let Some(reader) = reader {
             command.args(["--export", &export("reader", reader, "writable=off")]);
         }
         let log = writer.with_extension("log");
-        Self {
-            proc: Proc::spawn(&mut command, &log),
-        }
+        Self { proc: Proc::spawn(&mut command, &log) }
     }
 
     /// Waits until it has opened the image and made the sockets.

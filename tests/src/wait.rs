@@ -1,7 +1,7 @@
 //! Waiting for conditions.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,14 +27,16 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 
 /// Waits until `fd` is readable or hung up; false when the safety net ran out.
 pub fn readable(fd: impl AsFd) -> bool {
-    let limit = Timespec {
-        tv_sec: SAFETY_NET.as_secs().cast_signed(),
-        tv_nsec: 0,
-    };
+    first_readable(&[fd.as_fd()]).is_some()
+}
+
+/// Waits until one of `fds` is readable or hung up; its index, or `None` when the safety net ran out.
+pub fn first_readable(fds: &[BorrowedFd<'_>]) -> Option<usize> {
+    let limit = Timespec { tv_sec: SAFETY_NET.as_secs().cast_signed(), tv_nsec: 0 };
     loop {
-        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-        match poll(&mut fds, Some(&limit)) {
-            Ok(ready) => return ready > 0,
+        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        match poll(&mut polled, Some(&limit)) {
+            Ok(_) => return polled.iter().position(|fd| !fd.revents().is_empty()),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => panic!("poll: {error}"),
         }

@@ -23,23 +23,13 @@ impl Front {
     /// # Errors
     /// When the backend hangs up in between.
     pub fn greet(wire: Wire) -> io::Result<Self> {
-        let mut front = Self {
-            wire,
-            features: 0,
-            protocol_features: 0,
-        };
+        let mut front = Self { wire, features: 0, protocol_features: 0 };
         front.features = front.get(code::GET_FEATURES)?;
-        assert_ne!(
-            front.features & feature::PROTOCOL_FEATURES,
-            0,
-            "no protocol features"
-        );
+        assert_ne!(front.features & feature::PROTOCOL_FEATURES, 0, "no protocol features");
         front.protocol_features = front.get(code::GET_PROTOCOL_FEATURES)?;
         let known = protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG | protocol::CONFIGURE_MEM_SLOTS;
         let accepted = front.protocol_features & known;
-        front
-            .wire
-            .send(&Message::u64(code::SET_PROTOCOL_FEATURES, accepted), &[])?;
+        front.wire.send(&Message::u64(code::SET_PROTOCOL_FEATURES, accepted), &[])?;
         front.wire.send(&Message::new(code::SET_OWNER, &[]), &[])?;
         Ok(front)
     }
@@ -79,10 +69,7 @@ impl Front {
     pub fn ask(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<Message> {
         self.wire.send(message, fds)?;
         let (reply, _) = self.wire.receive()?;
-        assert_eq!(
-            reply.request, message.request,
-            "the reply answers another request"
-        );
+        assert_eq!(reply.request, message.request, "the reply answers another request");
         assert_eq!(
             reply.flags & (flags::REPLY | 3),
             flags::REPLY | flags::VERSION,
@@ -105,11 +92,7 @@ impl Front {
     pub fn must(&self, message: &Message, fds: &[BorrowedFd<'_>]) {
         let acknowledged = self.acknowledged(message, fds);
         let request = message.request;
-        assert_eq!(
-            acknowledged.expect("an acknowledgement"),
-            0,
-            "request {request} was refused"
-        );
+        assert_eq!(acknowledged.expect("an acknowledgement"), 0, "request {request} was refused");
     }
 
     /// Reads `len` bytes of the configuration space.
@@ -160,11 +143,7 @@ impl Front {
     /// When the backend hangs up.
     pub fn get_vring_base(&self, queue: u32) -> io::Result<u32> {
         let reply = self.ask(&Message::vring(code::GET_VRING_BASE, queue, 0), &[])?;
-        assert_eq!(
-            reply.body[..4],
-            queue.to_le_bytes(),
-            "the reply names another queue"
-        );
+        assert_eq!(reply.body[..4], queue.to_le_bytes(), "the reply names another queue");
         Ok(u32::from_le_bytes(reply.body[4..8].try_into().unwrap()))
     }
 }
@@ -180,9 +159,7 @@ pub fn mem_table(regions: &[Region]) -> Message {
 fn vring_addr(queue: u32, ring: &Ring) -> Message {
     let head = [queue, 0].map(u32::to_le_bytes).concat();
     let places = [ring.desc_table(), ring.used_ring(), ring.avail_ring()];
-    let places = places
-        .map(|address| Memory::user_address(address).to_le_bytes())
-        .concat();
+    let places = places.map(|address| Memory::user_address(address).to_le_bytes()).concat();
     let log = 0_u64.to_le_bytes().to_vec();
     Message::new(code::SET_VRING_ADDR, &[head, places, log].concat())
 }

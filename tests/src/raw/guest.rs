@@ -14,7 +14,7 @@ use super::request::{Request, status};
 use super::ring::{Desc, Ring, desc_flags};
 use super::wire::{Message, Wire, code};
 use crate::disk::pattern;
-use crate::wait::{listening, readable};
+use crate::wait::{first_readable, listening};
 
 /// What a driver would accept of what is offered.
 const USUAL_FEATURES: u64 = !feature::CONFIG_WCE;
@@ -36,13 +36,7 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self {
-            queues: 1,
-            size: 128,
-            start: 0,
-            features: USUAL_FEATURES,
-            regions: 1,
-        }
+        Self { queues: 1, size: 128, start: 0, features: USUAL_FEATURES, regions: 1 }
     }
 }
 
@@ -110,12 +104,7 @@ impl RawGuest {
     #[track_caller]
     pub fn greet(wire: Wire) -> Self {
         let front = Front::greet(wire).expect("the backend answers");
-        Self {
-            front,
-            memory: Memory::new(),
-            queues: Vec::new(),
-            accepted: 0,
-        }
+        Self { front, memory: Memory::new(), queues: Vec::new(), accepted: 0 }
     }
 
     /// The message layer.
@@ -135,10 +124,7 @@ impl RawGuest {
 
     /// Starts `count` queues of 128 entries with all that is offered.
     pub fn start_queues(&mut self, count: u16) {
-        self.start(Setup {
-            queues: count,
-            ..Setup::default()
-        });
+        self.start(Setup { queues: count, ..Setup::default() });
     }
 
     /// Starts queues.
@@ -154,17 +140,14 @@ impl RawGuest {
         if regions.len() <= 8 {
             self.front.set_mem_table(&self.memory, &regions);
         } else {
-            regions
-                .iter()
-                .for_each(|region| self.front.add_mem_region(&self.memory, region));
+            regions.iter().for_each(|region| self.front.add_mem_region(&self.memory, region));
         }
     }
 
     /// Accepts `features`, as far as they are offered.
     pub fn accept(&mut self, features: u64) {
         self.accepted = self.features() & features | feature::PROTOCOL_FEATURES;
-        self.front
-            .must(&Message::u64(code::SET_FEATURES, self.accepted), &[]);
+        self.front.must(&Message::u64(code::SET_FEATURES, self.accepted), &[]);
     }
 
     /// Starts queues once features and memory are told.
@@ -178,11 +161,7 @@ impl RawGuest {
 
     /// Starts a stopped queue anew, empty, at ring index `start`.
     pub fn restart_queue(&mut self, queue: u16, start: u16) {
-        let setup = Setup {
-            start,
-            size: self.ring(usize::from(queue)).size(),
-            ..Setup::default()
-        };
+        let setup = Setup { start, size: self.ring(usize::from(queue)).size(), ..Setup::default() };
         let fresh = Queue::new(&mut self.memory, setup.size, start);
         fresh.announce(&self.front, queue, setup);
         self.queues[usize::from(queue)] = fresh;
@@ -195,9 +174,7 @@ impl RawGuest {
 
     /// Stops a queue; returns the backend's next index.
     pub fn stop_queue(&mut self, queue: u16) -> u32 {
-        self.front
-            .get_vring_base(u32::from(queue))
-            .expect("an answer to GET_VRING_BASE")
+        self.front.get_vring_base(u32::from(queue)).expect("an answer to GET_VRING_BASE")
     }
 
     /// The ring of a queue.
@@ -252,13 +229,28 @@ impl RawGuest {
 
     /// Puts a chain of the test's own buffers into the ring and tells the device. Its outcome has no data.
     pub fn submit_chain(&mut self, queue: usize, chain: &[Buffer]) -> u16 {
-        let descs: Vec<Desc> = chain
-            .iter()
-            .map(|buffer| desc(buffer.addr, buffer.len, buffer.writable))
-            .collect();
+        let descs: Vec<Desc> =
+            chain.iter().map(|buffer| desc(buffer.addr, buffer.len, buffer.writable)).collect();
         let head = self.publish_descs(queue, &descs, Pending::default());
         self.kick(queue);
         head
+    }
+
+    /// Writes one descriptor of a queue's table, whatever is in it.
+    pub fn write_desc(&self, queue: usize, index: u16, desc: Desc) {
+        self.queues[queue].ring.write_desc(&self.memory, index, desc);
+    }
+
+    /// Puts any number into a queue's available ring and tells the device.
+    pub fn submit_head(&mut self, queue: usize, head: u16) {
+        self.queues[queue].ring.publish(&self.memory, head);
+        self.kick(queue);
+    }
+
+    /// Sets a queue's available index to anything and tells the device.
+    pub fn submit_index(&mut self, queue: usize, index: u16) {
+        self.queues[queue].ring.set_avail_index(&self.memory, index);
+        self.kick(queue);
     }
 
     /// Tells the device of the last `count` entries, if it wants to be told.
@@ -286,9 +278,7 @@ impl RawGuest {
             if let Some(used) = self.poll_used(queue) {
                 return used;
             }
-            let call = &self.queues[queue].call;
-            assert!(readable(call), "no call for queue {queue}");
-            rustix::io::read(call, &mut [0; 8]).unwrap();
+            self.wait_for_call(queue);
         }
     }
 
@@ -308,6 +298,16 @@ impl RawGuest {
         head
     }
 
+    #[track_caller]
+    fn wait_for_call(&self, queue: usize) {
+        let call = &self.queues[queue].call;
+        match first_readable(&[call.as_fd(), self.front.wire().stream().as_fd()]) {
+            Some(0) => rustix::io::read(call, &mut [0; 8]).unwrap(),
+            Some(_) => panic!("the backend hung up while queue {queue} waited"),
+            None => panic!("no call for queue {queue}"),
+        };
+    }
+
     fn has_event_idx(&self) -> bool {
         self.accepted & feature::EVENT_IDX != 0
     }
@@ -317,25 +317,14 @@ impl Queue {
     fn new(memory: &mut Memory, size: u16, start: u16) -> Self {
         let eventfd = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let ring = Ring::new(memory, size, start);
-        Self {
-            ring,
-            kick: eventfd(),
-            call: eventfd(),
-            pending: HashMap::new(),
-        }
+        Self { ring, kick: eventfd(), call: eventfd(), pending: HashMap::new() }
     }
 
     /// Tells the backend of the queue in QEMU's order.
     fn announce(&self, front: &Front, index: u16, setup: Setup) {
         let queue = u32::from(index);
-        front.must(
-            &Message::vring(code::SET_VRING_NUM, queue, u32::from(setup.size)),
-            &[],
-        );
-        front.must(
-            &Message::vring(code::SET_VRING_BASE, queue, u32::from(setup.start)),
-            &[],
-        );
+        front.must(&Message::vring(code::SET_VRING_NUM, queue, u32::from(setup.size)), &[]);
+        front.must(&Message::vring(code::SET_VRING_BASE, queue, u32::from(setup.start)), &[]);
         front.set_vring_addr(queue, &self.ring);
         front.set_vring_fd(code::SET_VRING_KICK, u64::from(queue), self.kick.as_fd());
         front.set_vring_fd(code::SET_VRING_CALL, u64::from(queue), self.call.as_fd());
@@ -355,20 +344,13 @@ impl Pending {
             memory.give(*address, *taken);
         }
         let status = written.pop().unwrap_or(status::NONE);
-        Outcome {
-            status,
-            used_len,
-            data: written,
-        }
+        Outcome { status, used_len, data: written }
     }
 }
 
 /// Lays a request out in memory; the room for each piece is its own, so no two pieces touch by accident.
 fn place(memory: &mut Memory, request: &Request) -> (Vec<Desc>, Pending) {
-    let mut pending = Pending {
-        skew: request.skew as u64,
-        ..Pending::default()
-    };
+    let mut pending = Pending { skew: request.skew as u64, ..Pending::default() };
     let mut descs = Vec::new();
     let mut rest = request.readable.as_slice();
     for len in request.readable_pieces() {
@@ -405,22 +387,12 @@ fn indirect(memory: &mut Memory, descs: &[Desc], pending: &mut Pending) -> Desc 
     let address = memory.take(table.len());
     memory.write(address, &table);
     pending.others.push((address, table.len()));
-    Desc {
-        addr: address,
-        len: length(table.len()),
-        flags: desc_flags::INDIRECT,
-        next: 0,
-    }
+    Desc { addr: address, len: length(table.len()), flags: desc_flags::INDIRECT, next: 0 }
 }
 
 fn desc(addr: u64, len: u32, writable: bool) -> Desc {
     let flags = if writable { desc_flags::WRITE } else { 0 };
-    Desc {
-        addr,
-        len,
-        flags,
-        next: 0,
-    }
+    Desc { addr, len, flags, next: 0 }
 }
 
 fn length(len: usize) -> u32 {

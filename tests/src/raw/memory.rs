@@ -32,9 +32,7 @@ pub struct Region {
 impl Region {
     /// As it stands in a message.
     pub fn bytes(&self) -> Vec<u8> {
-        [self.guest, self.size, self.user, self.offset]
-            .map(u64::to_le_bytes)
-            .concat()
+        [self.guest, self.size, self.user, self.offset].map(u64::to_le_bytes).concat()
     }
 }
 
@@ -52,11 +50,7 @@ impl Memory {
         let file = File::from(memfd_create("guest-memory", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(SIZE as u64).unwrap();
         let map = MmapRegion::from_file(FileOffset::new(file, 0), SIZE).unwrap();
-        Self {
-            map,
-            next: 0,
-            free: HashMap::new(),
-        }
+        Self { map, next: 0, free: HashMap::new() }
     }
 
     /// The descriptor behind the memory.
@@ -68,12 +62,7 @@ impl Memory {
     pub fn regions(&self, count: u64) -> Vec<Region> {
         let size = SIZE as u64 / count;
         assert_eq!(size % 4096, 0, "regions are whole pages");
-        let region = |offset| Region {
-            guest: GUEST_BASE + offset,
-            size,
-            user: USER_BASE + offset,
-            offset,
-        };
+        let region = |offset| Region { guest: GUEST_BASE + offset, size, user: USER_BASE + offset, offset };
         (0..count).map(|index| region(index * size)).collect()
     }
 
@@ -101,36 +90,24 @@ impl Memory {
 
     /// Writes bytes.
     pub fn write(&self, address: u64, bytes: &[u8]) {
-        self.map
-            .as_volatile_slice()
-            .write_slice(bytes, offset(address))
-            .unwrap();
+        self.map.as_volatile_slice().write_slice(bytes, offset(address)).unwrap();
     }
 
     /// Reads bytes.
     pub fn read(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.map
-            .as_volatile_slice()
-            .read_slice(&mut bytes, offset(address))
-            .unwrap();
+        self.map.as_volatile_slice().read_slice(&mut bytes, offset(address)).unwrap();
         bytes
     }
 
     /// Loads an integer that the backend may be changing.
     pub fn load<T: AtomicAccess>(&self, address: u64) -> T {
-        self.map
-            .as_volatile_slice()
-            .load(offset(address), Ordering::SeqCst)
-            .unwrap()
+        self.map.as_volatile_slice().load(offset(address), Ordering::SeqCst).unwrap()
     }
 
     /// Stores an integer that the backend may be reading.
     pub fn store<T: AtomicAccess>(&self, address: u64, value: T) {
-        self.map
-            .as_volatile_slice()
-            .store(value, offset(address), Ordering::SeqCst)
-            .unwrap();
+        self.map.as_volatile_slice().store(value, offset(address), Ordering::SeqCst).unwrap();
     }
 }
 

@@ -50,14 +50,7 @@ impl Request {
         readable.extend(out);
         let readable_cuts = vec![16];
         let writable_cuts = if input == 0 { vec![] } else { vec![input] };
-        Self {
-            readable,
-            writable: input + 1,
-            readable_cuts,
-            writable_cuts,
-            is_indirect: false,
-            skew: 0,
-        }
+        Self { readable, writable: input + 1, readable_cuts, writable_cuts, is_indirect: false, skew: 0 }
     }
 
     /// Reads `len` bytes.
@@ -158,9 +151,6 @@ mod tests {
     #[test]
     fn a_segment_is_sector_count_flags() {
         let request = Request::write_zeroes(&[(3, 5)], SegmentFlags::UNMAP);
-        assert_eq!(
-            request.readable[16..],
-            [3, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0]
-        );
+        assert_eq!(request.readable[16..], [3, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0]);
     }
 }

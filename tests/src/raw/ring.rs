@@ -64,16 +64,7 @@ impl Ring {
         let used = memory.take(6 + 8 * entries);
         let free = (0..size).rev().collect();
         let chains = HashMap::new();
-        let ring = Self {
-            desc,
-            avail,
-            used,
-            size,
-            next_avail: start,
-            next_used: start,
-            free,
-            chains,
-        };
+        let ring = Self { desc, avail, used, size, next_avail: start, next_used: start, free, chains };
         memory.store(ring.avail + 2, start);
         memory.store(ring.used + 2, start);
         // As a device before this one would have left it: tell me of the next entry.
@@ -178,10 +169,7 @@ impl Ring {
         let head = u16::try_from(memory.load::<u32>(entry)).expect("a used head is an index");
         let len = memory.load::<u32>(entry + 4);
         self.next_used = self.next_used.wrapping_add(1);
-        let chain = self
-            .chains
-            .remove(&head)
-            .unwrap_or_else(|| panic!("head {head} was not in flight"));
+        let chain = self.chains.remove(&head).unwrap_or_else(|| panic!("head {head} was not in flight"));
         self.free.extend(chain);
         Some((head, len))
     }

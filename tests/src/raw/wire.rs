@@ -70,11 +70,7 @@ pub struct Message {
 impl Message {
     /// A request of version 1 without flags.
     pub fn new(request: u32, body: &[u8]) -> Self {
-        Self {
-            request,
-            flags: flags::VERSION,
-            body: body.to_vec(),
-        }
+        Self { request, flags: flags::VERSION, body: body.to_vec() }
     }
 
     /// A request whose body is one number.
@@ -126,10 +122,7 @@ impl Wire {
     pub fn over(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(SAFETY_NET)).unwrap();
         stream.set_write_timeout(Some(SAFETY_NET)).unwrap();
-        Self {
-            stream,
-            is_dripping: false,
-        }
+        Self { stream, is_dripping: false }
     }
 
     /// From now on sends every message byte by byte; descriptors go with the first. Legal on a stream.
@@ -151,17 +144,9 @@ impl Wire {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(fds.len()))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
-            assert!(
-                control.push(SendAncillaryMessage::ScmRights(fds)),
-                "room for the descriptors"
-            );
+            assert!(control.push(SendAncillaryMessage::ScmRights(fds)), "room for the descriptors");
         }
-        let sent = sendmsg(
-            &self.stream,
-            &[IoSlice::new(bytes)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )?;
+        let sent = sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
         assert_eq!(sent, bytes.len(), "messages are smaller than the socket's buffer");
         Ok(())
     }
@@ -176,9 +161,7 @@ impl Wire {
             return self.send_bytes(&bytes, fds);
         }
         self.send_bytes(&bytes[..1], fds)?;
-        bytes[1..]
-            .chunks(1)
-            .try_for_each(|byte| self.send_bytes(byte, &[]))
+        bytes[1..].chunks(1).try_for_each(|byte| self.send_bytes(byte, &[]))
     }
 
     /// Receives one message and the descriptors that came with it.

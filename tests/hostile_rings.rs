@@ -1,0 +1,219 @@
+//! Rings and chains that no driver makes: each may cost its own guest the connection, and nobody else anything.
+
+use receiptdisk_tests::raw::{Buffer, Desc, GUEST_BASE, RawGuest, Request, Setup, desc_flags, feature, kind};
+use receiptdisk_tests::{Stand, pattern};
+
+/// Something a hostile guest does with its queue 0.
+struct Case {
+    name: &'static str,
+    act: fn(&mut RawGuest),
+}
+
+/// An address far outside guest memory.
+const NOWHERE: u64 = 1 << 50;
+
+/// Runs each case with and without event index, beside a polite guest.
+fn run(cases: &[Case]) {
+    let mut stand = Stand::pair();
+    let secret = pattern(77, 0, 4096);
+    stand.driver("issuer").write(1 << 20, &secret).unwrap();
+    let mut polite = stand.started("front");
+    for without in [0, feature::EVENT_IDX] {
+        for case in cases {
+            let mut guest = stand.raw("issuer");
+            guest.start(Setup { features: !(without | feature::CONFIG_WCE), ..Setup::default() });
+            (case.act)(&mut guest);
+            polite.assert_readable();
+            stand.backend().proc().wait_until_idle();
+            drop(guest);
+            assert!(stand.backend().proc().is_running(), "{}: the backend ended", case.name);
+            let mut next = stand.started("issuer");
+            next.assert_works();
+            let read = next.request(&Request::read(2048, 4096));
+            assert!(read.data == secret, "{}: the disk was changed", case.name);
+        }
+    }
+}
+
+/// A write of one sector over the secret, in descriptors 0 (header), 1 (data) and 2 (status), changed by `change`.
+fn write_chain(guest: &mut RawGuest, change: fn(&mut [Desc; 3])) {
+    let [header, data, status] = [16, 512, 1].map(|len| guest.memory().take(len));
+    guest.memory().write(header, &header_of(kind::OUT, 2048));
+    let flags = desc_flags::NEXT;
+    let mut descs = [
+        Desc { addr: header, len: 16, flags, next: 1 },
+        Desc { addr: data, len: 512, flags, next: 2 },
+        Desc { addr: status, len: 1, flags: desc_flags::WRITE, next: 0 },
+    ];
+    change(&mut descs);
+    for (index, desc) in (0..).zip(descs) {
+        guest.write_desc(0, index, desc);
+    }
+    guest.submit_head(0, 0);
+}
+
+fn header_of(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+#[test]
+fn chains_that_do_not_end_or_lead_nowhere() {
+    run(&[
+        Case { name: "loop of one", act: |guest| write_chain(guest, |descs| descs[0].next = 0) },
+        Case { name: "loop of two", act: |guest| write_chain(guest, |descs| descs[1].next = 0) },
+        Case {
+            name: "loop at the status",
+            act: |guest| write_chain(guest, |descs| descs[2].flags |= desc_flags::NEXT),
+        },
+        Case { name: "next out of the table", act: |guest| write_chain(guest, |descs| descs[0].next = 128) },
+        Case { name: "next far out", act: |guest| write_chain(guest, |descs| descs[1].next = u16::MAX) },
+        Case { name: "no status", act: |guest| write_chain(guest, |descs| descs[1].flags = 0) },
+        Case { name: "header only", act: |guest| write_chain(guest, |descs| descs[0].flags = 0) },
+        Case { name: "head out of the table", act: |guest| guest.submit_head(0, 128) },
+        Case { name: "head 65535", act: |guest| guest.submit_head(0, u16::MAX) },
+    ]);
+}
+
+#[test]
+fn buffers_that_are_not_there() {
+    run(&[
+        Case { name: "header nowhere", act: |guest| write_chain(guest, |descs| descs[0].addr = NOWHERE) },
+        Case { name: "data nowhere", act: |guest| write_chain(guest, |descs| descs[1].addr = NOWHERE) },
+        Case { name: "status nowhere", act: |guest| write_chain(guest, |descs| descs[2].addr = NOWHERE) },
+        Case {
+            name: "data across the end",
+            act: |guest| write_chain(guest, |descs| descs[1].addr = GUEST_BASE + (256 << 20) - 256),
+        },
+        Case {
+            name: "data before memory",
+            act: |guest| write_chain(guest, |descs| descs[1].addr = GUEST_BASE - 256),
+        },
+        Case {
+            name: "address wraps",
+            act: |guest| write_chain(guest, |descs| descs[1].addr = u64::MAX - 255),
+        },
+        Case { name: "length 2^32-1", act: |guest| write_chain(guest, |descs| descs[1].len = u32::MAX) },
+        Case {
+            name: "all lengths 0",
+            act: |guest| write_chain(guest, |descs| descs.iter_mut().for_each(|desc| desc.len = 0)),
+        },
+        Case {
+            name: "header of 15",
+            act: |guest| {
+                write_chain(guest, |descs| {
+                    (descs[0].len, descs[1].flags) = (15, desc_flags::NEXT | desc_flags::WRITE)
+                })
+            },
+        },
+        Case {
+            name: "header of 0",
+            act: |guest| write_chain(guest, |descs| (descs[0].len, descs[1].len) = (0, 0)),
+        },
+        Case { name: "status of 0", act: |guest| write_chain(guest, |descs| descs[2].len = 0) },
+    ]);
+}
+
+#[test]
+fn directions_that_are_wrong() {
+    run(&[
+        Case {
+            name: "header writable",
+            act: |guest| write_chain(guest, |descs| descs[0].flags |= desc_flags::WRITE),
+        },
+        Case {
+            name: "data writable in a write",
+            act: |guest| write_chain(guest, |descs| descs[1].flags |= desc_flags::WRITE),
+        },
+        Case { name: "status readable", act: |guest| write_chain(guest, |descs| descs[2].flags = 0) },
+        Case { name: "readable after writable", act: readable_after_writable },
+        Case { name: "read into readable", act: read_into_readable },
+    ]);
+}
+
+fn readable_after_writable(guest: &mut RawGuest) {
+    let at = guest.memory().take(1024);
+    guest.memory().write(at, &header_of(kind::OUT, 2048));
+    let buffer = |offset, len, writable| Buffer { addr: at + offset, len, writable };
+    guest.submit_chain(0, &[buffer(512, 1, true), buffer(0, 16, false), buffer(0, 512, false)]);
+}
+
+fn read_into_readable(guest: &mut RawGuest) {
+    let at = guest.memory().take(1024);
+    guest.memory().write(at, &header_of(kind::IN, 0));
+    let buffer = |offset, len, writable| Buffer { addr: at + offset, len, writable };
+    guest.submit_chain(0, &[buffer(0, 16, false), buffer(16, 512, false), buffer(1000, 1, true)]);
+}
+
+/// One descriptor that leads to a table of `len` bytes, which holds `table`.
+fn indirect(guest: &mut RawGuest, flags: u16, len: u32, table: &[Desc]) {
+    let at = guest.memory().take(4096);
+    let bytes: Vec<u8> = table.iter().flat_map(Desc::bytes).collect();
+    guest.memory().write(at, &bytes);
+    guest.write_desc(0, 0, Desc { addr: at, len, flags: desc_flags::INDIRECT | flags, next: 1 });
+    guest.submit_head(0, 0);
+}
+
+const LOOP: Desc = Desc { addr: GUEST_BASE, len: 16, flags: desc_flags::NEXT, next: 0 };
+
+#[test]
+fn indirect_tables_that_are_wrong() {
+    run(&[
+        Case { name: "table of 0 bytes", act: |guest| indirect(guest, 0, 0, &[]) },
+        Case { name: "table of 17 bytes", act: |guest| indirect(guest, 0, 17, &[]) },
+        Case { name: "table of 2^32-16 bytes", act: |guest| indirect(guest, 0, u32::MAX - 15, &[LOOP]) },
+        Case { name: "table of 65535 entries", act: |guest| indirect(guest, 0, 65535 * 16, &[LOOP]) },
+        Case { name: "table in a loop", act: |guest| indirect(guest, 0, 16, &[LOOP]) },
+        Case {
+            name: "next out of the table",
+            act: |guest| indirect(guest, 0, 16, &[Desc { next: 1, ..LOOP }]),
+        },
+        Case {
+            name: "table and next",
+            act: |guest| indirect(guest, desc_flags::NEXT, 16, &[Desc { flags: 0, ..LOOP }]),
+        },
+        Case {
+            name: "writable table",
+            act: |guest| indirect(guest, desc_flags::WRITE, 16, &[Desc { flags: 0, ..LOOP }]),
+        },
+        Case {
+            name: "table in a table",
+            act: |guest| indirect(guest, 0, 16, &[Desc { flags: desc_flags::INDIRECT, ..LOOP }]),
+        },
+        Case {
+            name: "table nowhere",
+            act: |guest| {
+                write_chain(guest, |descs| {
+                    descs[0] = Desc { addr: NOWHERE, len: 64, flags: desc_flags::INDIRECT, next: 0 }
+                })
+            },
+        },
+    ]);
+}
+
+#[test]
+fn ring_indices_that_jump() {
+    run(&[
+        Case { name: "129 ahead", act: |guest| guest.submit_index(0, 129) },
+        Case { name: "32768 ahead", act: |guest| guest.submit_index(0, 32768) },
+        Case { name: "one back", act: |guest| guest.submit_index(0, u16::MAX) },
+        Case { name: "one head 128 times", act: one_head_128_times },
+    ]);
+}
+
+fn one_head_128_times(guest: &mut RawGuest) {
+    write_chain(guest, |descs| descs[1].len = 511);
+    for _ in 1..128 {
+        guest.submit_head(0, 0);
+    }
+}
+
+#[test]
+fn kicks_without_work_are_harmless() {
+    let mut stand = Stand::pair();
+    let mut guest = stand.started("issuer");
+    for _ in 0..3000 {
+        guest.kick(0);
+    }
+    guest.assert_works();
+    stand.backend().proc().wait_until_idle();
+}
