@@ -13,6 +13,9 @@ use crate::limits::{MAX_NAME_BYTES, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SOCKET_PATH_
 use crate::role::{ReadMode, Role};
 use crate::socket::SocketAccess;
 
+/// Set to anything, it takes the order away.
+const UNORDERED_VARIABLE: &str = "RECEIPTDISK_UNORDERED";
+
 /// Serves one disk image to several virtual machines as vhost-user block devices, in one order.
 #[derive(Debug, Parser)]
 #[command(
@@ -116,6 +119,9 @@ struct Serve {
     /// Listen here for `ctl`
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    /// Log every write and sync here, in the format of dm-log-writes: for crash tests, slow
+    #[arg(long, value_name = "LOG")]
+    record: Option<PathBuf>,
     /// Where roles, fences and poison are kept across restarts (default: FILE.receiptdisk)
     #[arg(long, value_name = "STATE")]
     state: Option<PathBuf>,
@@ -176,6 +182,10 @@ pub struct Config {
     pub control: Option<PathBuf>,
     /// Where decisions are kept.
     pub state: PathBuf,
+    /// Where to log every write and sync, if anywhere.
+    pub record: Option<PathBuf>,
+    /// Whether requests go without an order, to show what the tests find then.
+    pub unordered: bool,
 }
 
 impl Config {
@@ -262,6 +272,8 @@ impl Convention {
             engine: None,
             multi_writer: false,
             control: None,
+            record: None,
+            unordered: false,
         })
     }
 }
@@ -288,6 +300,8 @@ impl Serve {
         };
         Ok(Config {
             multi_writer: self.multi_writer,
+            record: self.record,
+            unordered: std::env::var_os(UNORDERED_VARIABLE).is_some(),
             control: self.control,
             state,
             image,

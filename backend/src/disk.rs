@@ -22,6 +22,7 @@ use crate::dirty::DirtyMap;
 use crate::image::Image;
 use crate::limits::{MAX_DIRTY_RANGES, ZERO_PIECE_BYTES};
 use crate::order::ByteRange;
+use crate::record::{Change, Recorder};
 use crate::transfer::{AlignedBuffer, BUFFER_ALIGNMENT_BYTES};
 
 /// See the module.
@@ -34,14 +35,15 @@ pub struct Disk {
     completed_sequence: AtomicU64,
     synced_sequence: AtomicU64,
     dirty: Option<Mutex<DirtyMap>>,
+    recorder: Option<Mutex<Recorder>>,
     syncs: AtomicU64,
 }
 
 impl Disk {
     /// The disk on `image`. With `unmap` a discard gives space back; with `track_dirty` reads can be
-    /// told which sync they have to wait for.
+    /// told which sync they have to wait for; `recorder` is told of every change.
     #[must_use]
-    pub fn new(image: Image, unmap: bool, track_dirty: bool) -> Self {
+    pub fn new(image: Image, unmap: bool, track_dirty: bool, recorder: Option<Recorder>) -> Self {
         Self {
             image,
             unmap,
@@ -50,6 +52,7 @@ impl Disk {
             completed_sequence: AtomicU64::new(0),
             synced_sequence: AtomicU64::new(0),
             dirty: track_dirty.then(|| Mutex::new(DirtyMap::new(MAX_DIRTY_RANGES))),
+            recorder: recorder.map(Mutex::new),
             syncs: AtomicU64::new(0),
         }
     }
@@ -101,6 +104,29 @@ impl Disk {
     /// Notes a write to `range` that has reached the file, or partly so, and returns its sequence number.
     /// Its range is not released yet.
     pub fn note_completed_write(&self, range: ByteRange) -> u64 {
+        if let Some(recorder) = &self.recorder {
+            let change = Change::Write(self.read_back(range));
+            return self.note_recorded(recorder, range, change);
+        }
+        self.give_sequence(range)
+    }
+
+    /// Notes a discard of `range`, like a write.
+    pub fn note_discard(&self, range: ByteRange) {
+        match &self.recorder {
+            Some(recorder) => self.note_recorded(recorder, range, Change::Discard),
+            None => self.give_sequence(range),
+        };
+    }
+
+    /// The log and the sequence agree on which changes a sync covers.
+    fn note_recorded(&self, recorder: &Mutex<Recorder>, range: ByteRange, change: Change) -> u64 {
+        let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        recorder.note(range, change);
+        self.give_sequence(range)
+    }
+
+    fn give_sequence(&self, range: ByteRange) -> u64 {
         // The number is given under the lock: a sync that covers it finds its range in the map.
         let mut dirty = self.lock_dirty();
         let sequence = self.completed_sequence.fetch_add(1, Ordering::AcqRel) + 1;
@@ -108,6 +134,25 @@ impl Disk {
             dirty.note(range, sequence);
         }
         sequence
+    }
+
+    /// What is in `range` now; nobody else may change it meanwhile. Zeroes where it cannot be read.
+    fn read_back(&self, range: ByteRange) -> Vec<u8> {
+        let whole = range.rounded_out(u64::from(self.image.logical_block_bytes()));
+        let offset = |at: u64| usize::try_from(at - whole.start).unwrap_or(0);
+        let mut buffer = AlignedBuffer::new(offset(whole.end), BUFFER_ALIGNMENT_BYTES);
+        if let Err(error) = self.file(true).read_exact_at(buffer.as_mut_slice(), whole.start) {
+            log::error!("event=record-failed error=\"{error}\"");
+        }
+        buffer.as_slice()[offset(range.start)..offset(range.end)].to_vec()
+    }
+
+    /// Ends the log of `--record`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish_record(&self) -> io::Result<()> {
+        self.lock_recorder().map_or(Ok(()), |mut recorder| recorder.finish())
     }
 
     /// The sequence number that must be synced before a host crash can take back nothing of what
@@ -134,7 +179,7 @@ impl Disk {
         if self.is_poisoned() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let covered = self.completed_sequence.load(Ordering::Acquire);
+        let (covered, recorded) = self.covered_by_a_sync();
         if let Err(error) = rustix::fs::fdatasync(self.file(true)) {
             self.poison_is_news.store(true, Ordering::Release);
             self.set_poisoned(true);
@@ -143,6 +188,9 @@ impl Disk {
                 self.image.path.display()
             );
             return Err(error.into());
+        }
+        if let Some(mut recorder) = self.lock_recorder() {
+            recorder.flushed(recorded)?;
         }
         self.synced_sequence.fetch_max(covered, Ordering::AcqRel);
         self.syncs.fetch_add(1, Ordering::Relaxed);
@@ -209,6 +257,17 @@ impl Disk {
         }
         buffer.as_mut_slice()[offset(piece.start)?..offset(piece.end)?].fill(0);
         self.file(true).write_all_at(buffer.as_slice(), whole.start)
+    }
+
+    /// The sequence number, and the recorded changes, that a sync starting now covers.
+    fn covered_by_a_sync(&self) -> (u64, u64) {
+        let recorder = self.lock_recorder();
+        let recorded = recorder.as_ref().map_or(0, |recorder| recorder.covered());
+        (self.completed_sequence.load(Ordering::Acquire), recorded)
+    }
+
+    fn lock_recorder(&self) -> Option<MutexGuard<'_, Recorder>> {
+        self.recorder.as_ref().map(|recorder| recorder.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn lock_dirty(&self) -> Option<MutexGuard<'_, DirtyMap>> {

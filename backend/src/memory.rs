@@ -17,9 +17,6 @@ use vm_memory::{
 
 use crate::limits::{MAX_MAPPED_BYTES, MAX_MEM_SLOTS};
 
-/// Regions are made of whole pages: then no ring entry lies across two of them.
-const PAGE_BYTES: u64 = 4096;
-
 /// Mapped memory of one guest; addresses are guest physical.
 pub type Mem = GuestMemoryMmap<()>;
 
@@ -27,7 +24,7 @@ pub type Mem = GuestMemoryMmap<()>;
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
 pub enum MemoryError {
-    #[error("memory region is empty, not made of whole pages, or its addresses wrap around")]
+    #[error("memory region is empty or its addresses wrap around")]
     BadRegion,
     #[error("memory region wants {wanted_bytes} bytes of a file of {file_bytes}")]
     BeyondFile { wanted_bytes: u64, file_bytes: u64 },
@@ -144,9 +141,7 @@ impl Region {
             return Err(MemoryError::BadRegion);
         };
         let size = usize::try_from(memory_size).map_err(|_| MemoryError::BadRegion)?;
-        let is_paged =
-            [guest_phys_addr, user_addr, memory_size].iter().all(|at| at.is_multiple_of(PAGE_BYTES));
-        if size == 0 || !is_paged {
+        if size == 0 {
             return Err(MemoryError::BadRegion);
         }
         // A mapping that reaches past its file would end the whole process with SIGBUS on first use.

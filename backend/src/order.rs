@@ -77,6 +77,8 @@ struct Pending<O> {
     owner: O,
     blockers: usize,
     dependents: Vec<usize>,
+    /// Entries in `live`.
+    ranges: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +104,8 @@ impl<O: Copy> Default for Order<O> {
 impl<O: Copy> Order<O> {
     /// Admits a request that touches all of `ranges` (none of them empty) in one step.
     pub fn admit(&mut self, ranges: &[ByteRange], access: Access, owner: O) -> Admission {
-        let ticket = self.pending.insert(Pending { owner, blockers: 0, dependents: Vec::new() });
+        let ticket =
+            self.pending.insert(Pending { owner, blockers: 0, dependents: Vec::new(), ranges: ranges.len() });
         let mut blockers = 0;
         for live in &self.live {
             let both_read = live.access == Access::Shared && access == Access::Shared;
@@ -123,12 +126,24 @@ impl<O: Copy> Order<O> {
     pub fn release(&mut self, ticket: Ticket, granted: &mut Vec<O>) {
         let done = self.pending.remove(ticket.0);
         assert_eq!(done.blockers, 0, "a parked request cannot end before it was granted");
-        self.live.retain(|live| live.ticket != ticket.0);
+        self.forget(ticket.0, done.ranges);
         for dependent in done.dependents {
             let waiting = &mut self.pending[dependent];
             waiting.blockers -= 1;
             if waiting.blockers == 0 {
                 granted.push(waiting.owner);
+            }
+        }
+    }
+
+    /// Removes the entries of a ticket from `live`, whose order does not matter.
+    fn forget(&mut self, ticket: usize, mut ranges: usize) {
+        let mut at = self.live.len();
+        while ranges > 0 {
+            at -= 1;
+            if self.live[at].ticket == ticket {
+                self.live.swap_remove(at);
+                ranges -= 1;
             }
         }
     }

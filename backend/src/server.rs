@@ -21,10 +21,12 @@ use crate::control::{Control, StaticGuest, StaticStatus};
 use crate::disk::Disk;
 use crate::engine::{Engine, EngineKind, SyncEngine, UringEngine};
 use crate::error::StartError;
+use crate::gate::Gate;
 use crate::guest::Guest;
 use crate::image::{CacheMode, Image};
 use crate::limits::{SERIAL_BYTES, STOP_DEADLINE_SECONDS};
 use crate::operator::{Configured, Operator, check_writers};
+use crate::record::Recorder;
 use crate::role::ReadMode;
 use crate::session::Offer;
 use crate::shared::Shared;
@@ -47,7 +49,9 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("cannot make an eventfd")(error.into()))?;
     let image = Image::open(&config.image)?;
-    let disk = Disk::new(image, config.unmap, config.has_durable_reads());
+    let recorder = config.record.as_deref().map(Recorder::create).transpose();
+    let recorder = recorder.map_err(system("cannot write the log of --record"))?;
+    let disk = Disk::new(image, config.unmap, config.has_durable_reads(), recorder);
     let configured = configured(config);
     let state_file = StateFile::new(config.state.clone());
     let state = state_file.load()?;
@@ -55,8 +59,8 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     disk.set_poisoned(state.poisoned);
     let engines = make_engines(config)?;
     let engine_name = engines.first().map_or("", Engine::name);
-    let shared = Shared::new(disk, config.guests.len()).map_err(system("cannot make an eventfd"))?;
-    let shared = Arc::new(shared);
+    let gate = Gate::new(config.guests.len(), config.unordered).map_err(system("cannot make an eventfd"))?;
+    let shared = Arc::new(Shared::new(disk, gate, config.guests.len()));
 
     let operator = Operator::new(Arc::clone(&shared), configured, config.multi_writer, state_file, state);
     let operator = Arc::new(operator);
@@ -102,6 +106,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     shared.syncer.stop();
     join(syncer);
     drop((guests, control_listener));
+    shared.disk.finish_record().map_err(system("cannot write the log of --record"))?;
     if !shared.disk.is_poisoned() {
         let synced = shared.disk.sync();
         if shared.disk.take_poison_news() {
@@ -262,6 +267,11 @@ fn serial(index: usize, name: &str) -> Vec<u8> {
 }
 
 fn announce(config: &Config, shared: &Shared) {
+    if config.unordered {
+        log::warn!(
+            "event=unordered RECEIPTDISK_UNORDERED is set: overlapping requests interleave, for tests only"
+        );
+    }
     let image = shared.disk.image();
     log::info!(
         "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={}",

@@ -21,11 +21,12 @@ use vm_memory::GuestAddress;
 use crate::config_space::{
     CONFIG_SPACE_BYTES, config_part, config_space, offered_features, offered_protocol_features,
 };
+use crate::gate::Mailbox;
 use crate::limits::MAX_MEM_SLOTS;
 use crate::memory::{Mem, MemoryError, MemoryTable};
 use crate::message::{Message, VringFd};
 use crate::role::Role;
-use crate::shared::{Mailbox, Shared};
+use crate::shared::Shared;
 use crate::vring::Vring;
 use crate::worker::Mail;
 

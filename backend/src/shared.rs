@@ -1,15 +1,9 @@
-//! What all guests share: the disk, the order of requests on it, and the workers' mailboxes.
-
-use std::collections::VecDeque;
-use std::io;
-use std::sync::{Mutex, PoisonError};
-
-use vmm_sys_util::eventfd::EventFd;
+//! What all guests share: the disk, the order of requests on it, and what is counted.
 
 use crate::disk::Disk;
-use crate::order::{Access, Admission, ByteRange, Order, Ticket};
+use crate::gate::{Gate, Mailbox};
 use crate::stats::GuestStats;
-use crate::syncer::{Syncer, Waiter};
+use crate::syncer::Syncer;
 use crate::worker::Mail;
 
 /// One per process.
@@ -19,47 +13,17 @@ pub struct Shared {
     pub disk: Disk,
     /// The slow operations of the disk.
     pub syncer: Syncer,
-    order: Mutex<Order<Waiter>>,
-    mailboxes: Vec<Mailbox>,
+    /// The order of requests, and the way workers tell each other.
+    pub gate: Gate,
     stats: Vec<GuestStats>,
 }
 
-/// Messages to one worker.
-#[derive(Debug)]
-pub struct Mailbox {
-    queue: Mutex<VecDeque<Mail>>,
-    /// Readable while messages may wait.
-    pub wake: EventFd,
-}
-
 impl Shared {
-    /// State for `workers` workers on `disk`.
-    ///
-    /// # Errors
-    /// When the process has no descriptor left.
-    pub fn new(disk: Disk, workers: usize) -> io::Result<Self> {
-        let mailboxes = (0..workers).map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
-        Ok(Self {
-            disk,
-            syncer: Syncer::default(),
-            order: Mutex::new(Order::default()),
-            mailboxes,
-            stats: (0..workers).map(|_| GuestStats::default()).collect(),
-        })
-    }
-
-    /// Admits a request; see [`Order::admit`].
-    pub fn admit(&self, ranges: &[ByteRange], access: Access, waiter: Waiter) -> Admission {
-        self.order.lock().unwrap_or_else(PoisonError::into_inner).admit(ranges, access, waiter)
-    }
-
-    /// Ends a granted request and tells the workers of those that may run now.
-    pub fn release(&self, ticket: Ticket) {
-        let mut granted = Vec::new();
-        self.order.lock().unwrap_or_else(PoisonError::into_inner).release(ticket, &mut granted);
-        for waiter in granted {
-            self.mailbox(waiter.worker).send(Mail::Granted(waiter.token));
-        }
+    /// State for `workers` workers on `disk`, which meet at `gate`.
+    #[must_use]
+    pub fn new(disk: Disk, gate: Gate, workers: usize) -> Self {
+        let stats = (0..workers).map(|_| GuestStats::default()).collect();
+        Self { disk, syncer: Syncer::default(), gate, stats }
     }
 
     /// Carries out slow operations until the syncer is stopped, and calls `poisoned` before any guest
@@ -83,25 +47,6 @@ impl Shared {
     /// The mailbox of a worker, by index.
     #[must_use]
     pub fn mailbox(&self, worker: usize) -> &Mailbox {
-        &self.mailboxes[worker]
-    }
-}
-
-impl Mailbox {
-    fn new() -> io::Result<Self> {
-        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Self { queue: Mutex::new(VecDeque::new()), wake })
-    }
-
-    /// Leaves a message and wakes the worker.
-    pub fn send(&self, mail: Mail) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(mail);
-        // The only failure is a full counter: then the worker is awake already.
-        let _ = self.wake.write(1);
-    }
-
-    /// The oldest message.
-    pub fn receive(&self) -> Option<Mail> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.gate.mailbox(worker)
     }
 }

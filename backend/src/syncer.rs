@@ -121,7 +121,10 @@ impl Syncer {
                     Erase::Discard => disk.discard(piece.range),
                     Erase::WriteZeroes => disk.write_zeroes(piece.range, piece.unmap),
                 };
-                disk.note_completed_write(piece.range);
+                match kind {
+                    Erase::Discard => disk.note_discard(piece.range),
+                    Erase::WriteZeroes => drop(disk.note_completed_write(piece.range)),
+                }
                 if erased.is_ok() && (!ranges.is_empty() || *durable) {
                     self.lock().erases.push_back(job);
                     return;

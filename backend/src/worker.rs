@@ -378,7 +378,7 @@ impl Worker {
             Ok(Start::Ordered { ranges, kind, work }) => {
                 let len_bytes = work.memory_bytes();
                 let token = self.keep(InFlight { queue, head, status, work, kind, len_bytes, ticket: None });
-                match self.shared.admit(&ranges, kind.access(), self.waiter(token)) {
+                match self.shared.gate.admit(&ranges, kind.access(), self.waiter(token)) {
                     Admission::Now(ticket) => {
                         self.requests[token].ticket = Some(ticket);
                         self.run_admitted(token);
@@ -533,7 +533,7 @@ impl Worker {
 
     fn release_early(&mut self, token: usize) {
         if let Some(ticket) = self.requests[token].ticket.take() {
-            self.shared.release(ticket);
+            self.shared.gate.release(ticket);
         }
     }
 
@@ -562,7 +562,7 @@ impl Worker {
             ring.finish(request.head, request.status, status, if is_read { moved_bytes } else { 0 });
         }
         if let Some(ticket) = request.ticket {
-            self.shared.release(ticket);
+            self.shared.gate.release(ticket);
         }
         self.count_request(request.kind, status, u64::from(moved_bytes));
         self.in_flight_bytes -= request.len_bytes;
