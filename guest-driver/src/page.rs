@@ -323,4 +323,46 @@ mod tests {
         torn.as_mut_slice()[..512].fill(0);
         assert!(newest(&pair(&slot(42, 4), &torn), ID).1);
     }
+
+    /// Answers each read of a page with the next of its states.
+    struct Scripted(std::cell::RefCell<Vec<Vec<u8>>>);
+
+    impl Device for Scripted {
+        fn size_bytes(&self) -> u64 {
+            1 << 20
+        }
+        fn read(&self, _: u64, buf: &mut [u8]) -> crate::device::DeviceResult<()> {
+            let mut states = self.0.borrow_mut();
+            let state = if states.len() > 1 {
+                states.remove(0)
+            } else {
+                states[0].clone()
+            };
+            buf.copy_from_slice(&state);
+            Ok(())
+        }
+        fn write(&self, _: u64, _: &[u8]) -> crate::device::DeviceResult<()> {
+            unreachable!()
+        }
+        fn flush(&self) -> crate::device::DeviceResult<()> {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn one_torn_read_is_not_trusted() {
+        // Slot 0 was read as version 5; then 6 (slot 1) was acknowledged, 7 written to slot 0, and 8 is on its way.
+        let mut torn = slot(42, 8);
+        torn.as_mut_slice()[3000] ^= 1;
+        let states = vec![
+            pair(&slot(42, 5), &torn),
+            pair(&slot(42, 7), &torn),
+            pair(&slot(42, 7), &slot(42, 8)),
+        ];
+        let (page, _) = read_page(&Scripted(states.into()), ID).unwrap();
+        assert_eq!((page.version, page.is_damaged), (8, false));
+        let stable = vec![pair(&slot(42, 7), &torn)];
+        let (page, _) = read_page(&Scripted(stable.into()), ID).unwrap();
+        assert_eq!((page.version, page.is_damaged), (7, true), "left by a crash");
+    }
 }

@@ -159,3 +159,51 @@ fn a_log_that_is_known_to_go_on_is_not_cut() {
         5
     );
 }
+
+#[test]
+fn an_entry_that_names_another_record_is_not_believed() {
+    use crate::device::Device;
+    use crate::index::IndexPage;
+    use crate::page::{PageId, PageKind, encode_slot, read_page};
+    for field in 0..3 {
+        let (sim, stored) = store();
+        let name = &stored[4].locator.path;
+        let superblock = Reader::new(sim.reader(), "sim").superblock().unwrap().clone();
+        let geometry = &superblock.geometry;
+        let page_no = geometry.home_page(
+            &geometry.regions[0],
+            superblock.path_hash(name.as_str().as_bytes()).bucket,
+        );
+        let id = PageId {
+            store_id: Some(superblock.store_id()),
+            page_no,
+            kind: PageKind::Index,
+        };
+        let (mut page, _) = read_page(&sim.reader(), id).unwrap();
+        let mut index = IndexPage::decode(&page, page_no, geometry).unwrap();
+        let entry = index
+            .entries
+            .iter_mut()
+            .find(|e| e.seq == stored[4].locator.seq)
+            .unwrap();
+        match field {
+            0 => entry.seq += 100,
+            1 => entry.generation += 1,
+            _ => entry.block = stored[5].locator.block,
+        }
+        index.encode(&mut page);
+        (page.version, page.slot) = (page.version + 1, 1 - page.slot);
+        let bytes = encode_slot(superblock.store_id(), page_no, PageKind::Index, &page);
+        sim.writer()
+            .write(
+                page_offset(page_no) + u64::from(page.slot) * 4096,
+                bytes.as_slice(),
+            )
+            .unwrap();
+        let error = Reader::new(sim.reader(), "sim").get(name).unwrap_err();
+        assert!(
+            matches!(error, Error::CorruptReceipt { .. }),
+            "field {field}: {error}"
+        );
+    }
+}

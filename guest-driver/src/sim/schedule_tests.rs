@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 const PATHS: usize = 5;
+const FILLERS: usize = 50;
 const PATH_KEY: [u8; 32] = [9; 32];
 const NEVER: u64 = u64::MAX;
 
@@ -38,14 +39,18 @@ struct World {
     bad: Vec<String>,
 }
 
-/// The paths share two index pages, so that a page holds entries older than the replay window.
+/// The paths share two index pages with the fillers behind them, so that a page holds entries older than the replay window and
+/// changes in more than one sector.
 fn path(number: usize) -> ReceiptPath {
     static NAMES: OnceLock<Vec<ReceiptPath>> = OnceLock::new();
     let names = NAMES.get_or_init(|| {
         let pages = (256 << 10) / PAGE_BYTES;
         let home = |name: &ReceiptPath| PathHash::of(&PATH_KEY, name.as_str().as_bytes()).bucket % pages;
         let names = (0..).map(|n: u32| ReceiptPath::new(&format!("p/{n}")).unwrap());
-        names.filter(|name| home(name) < 2).take(PATHS).collect()
+        names
+            .filter(|name| home(name) < 2)
+            .take(PATHS + FILLERS)
+            .collect()
     });
     names[number].clone()
 }
@@ -69,16 +74,29 @@ fn options() -> WriterOptions {
     }
 }
 
+/// A store with the fillers.
+fn base() -> Sim {
+    let sim = Sim::new(4 << 20);
+    let format_options = FormatOptions {
+        segment_bytes: Some(256 << 10),
+        fixed_identity: Some(([7; 16], PATH_KEY)),
+        fixed_clock_ms: Some(1),
+        ..FormatOptions::default()
+    };
+    let device = sim.writer();
+    format(&device, &format_options).unwrap();
+    let mut writer = Writer::open(&device, &options()).unwrap();
+    for number in PATHS..PATHS + FILLERS {
+        writer.put(&Put::new(&path(number), b"filler")).unwrap();
+    }
+    writer.close().unwrap();
+    sim
+}
+
 impl World {
     fn new(seed: u64) -> Self {
-        let sim = Sim::new(4 << 20);
-        let format_options = FormatOptions {
-            segment_bytes: Some(256 << 10),
-            fixed_identity: Some(([7; 16], PATH_KEY)),
-            fixed_clock_ms: Some(1),
-            ..FormatOptions::default()
-        };
-        format(&sim.writer(), &format_options).unwrap();
+        static BASE: OnceLock<Sim> = OnceLock::new();
+        let sim = BASE.get_or_init(base).fork();
         Self {
             first_tick: sim.tick(),
             sim,

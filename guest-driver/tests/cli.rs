@@ -1,0 +1,378 @@
+//! The command line as a user meets it: what it prints, where, and its exit codes.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+struct Store {
+    dir: tempfile::TempDir,
+}
+
+impl Store {
+    /// A file of 16 MiB with a store.
+    fn new() -> Self {
+        let store = Self::empty(16 << 20);
+        store.ok(&["format"]);
+        store
+    }
+
+    /// A file of zeroes.
+    fn empty(size_bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::File::create(dir.path().join("disk"))
+            .unwrap()
+            .set_len(size_bytes)
+            .unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_receipt"));
+        command
+            .arg("--device")
+            .arg(self.path("disk"))
+            .args(args)
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn run_with_input(&self, args: &[&str], input: &[u8]) -> Output {
+        let mut command = self.command(args);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    fn fails(&self, args: &[&str], code: i32) -> String {
+        let output = self.run(args);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{args:?}: {}",
+            text(&output.stderr)
+        );
+        text(&output.stderr)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn put_get_stat_ls_info() {
+    let store = Store::new();
+    let image = store.file("a.png", &[7; 100_000]);
+    assert_eq!(store.ok(&["put", "/2026/a.png", &image]), "2026/a.png\n");
+    let locator = store.ok(&["put", "2026/b", &image, "--locator"]);
+    assert!(
+        locator.starts_with("2026/b@") && locator.ends_with(".2\n"),
+        "{locator}"
+    );
+    assert_eq!(store.run(&["get", "2026/a.png"]).stdout, [7; 100_000]);
+    assert_eq!(store.run(&["get", locator.trim()]).stdout, [7; 100_000]);
+    let copy = store.path("copy");
+    assert_eq!(store.ok(&["get", "2026/a.png", "-o", copy.to_str().unwrap()]), "");
+    assert_eq!(fs::read(copy).unwrap(), [7; 100_000]);
+    let output = store.run_with_input(&["put", "stdin", "-"], b"typed");
+    assert_eq!(text(&output.stdout), "stdin\n");
+    assert_eq!(store.ok(&["get", "stdin"]), "typed");
+    assert_eq!(store.ok(&["ls", "2026/"]), "2026/b\n2026/a.png\n");
+    assert!(store.ok(&["stat", "2026/a.png"]).contains("size_bytes: 100000"));
+    let info: serde_json::Value = serde_json::from_str(&store.ok(&["info", "--json"])).unwrap();
+    assert_eq!(
+        (info["receipts"].as_u64(), info["last_seq"].as_u64()),
+        (Some(3), Some(3))
+    );
+    assert_eq!(info["writer_is_open"], false);
+    let stat: serde_json::Value = serde_json::from_str(&store.ok(&["stat", "stdin", "--json"])).unwrap();
+    assert_eq!(
+        stat["blake3"].as_str().unwrap(),
+        blake3::hash(b"typed").to_hex().as_str()
+    );
+}
+
+#[test]
+fn versions() {
+    let store = Store::new();
+    let (one, two) = (store.file("1", b"one"), store.file("2", b"two"));
+    store.ok(&["put", "a", &one]);
+    assert_eq!(
+        store.ok(&["put", "a", &one]),
+        "a\n",
+        "the same data again is no error"
+    );
+    assert!(store.fails(&["put", "a", &two], 8).contains("--new-version"));
+    let line = store.ok(&["put", "a", &two, "--new-version", "--json"]);
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (line["version"].as_u64(), line["new"].as_bool()),
+        (Some(2), Some(true))
+    );
+    assert_eq!(store.ok(&["get", "a"]), "two");
+    assert_eq!(store.ok(&["get", "a", "--version", "1"]), "one");
+    store.fails(&["get", "a", "--version", "3"], 3);
+}
+
+#[test]
+fn batches_of_a_folder_and_of_a_list() {
+    let store = Store::new();
+    for number in 0..300_u32 {
+        store.file(
+            &format!("in/{}/{number}", number % 3),
+            &number.to_le_bytes().repeat(500),
+        );
+    }
+    let input = store.path("in");
+    let printed = store.ok(&["put", "--batch", input.to_str().unwrap(), "--prefix", "x/"]);
+    assert_eq!(printed.lines().count(), 300);
+    assert!(printed.lines().any(|line| line == "x/2/299"));
+    let to = store.path("out");
+    let args = ["get", "--batch", "-", "--to", to.to_str().unwrap()];
+    let output = store.run_with_input(&args, printed.as_bytes());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), printed);
+    for number in 0..300_u32 {
+        let name = format!("{}/{number}", number % 3);
+        assert_eq!(
+            fs::read(to.join("x").join(&name)).unwrap(),
+            fs::read(input.join(&name)).unwrap()
+        );
+    }
+    let list = format!(
+        "m/a\t{0}/0/0\nbad line\nm/../b\t{0}/0/0\nm/c\t/no/such/file\nm/d\t{0}/1/1\n",
+        input.display()
+    );
+    let manifest = store.file("list", list.as_bytes());
+    let output = store.run(&["put", "--batch", &manifest]);
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(2), "m/a\nm/d\n")
+    );
+    assert_eq!(text(&output.stderr).lines().count(), 3);
+}
+
+#[test]
+fn lists_cannot_write_outside_their_folder() {
+    let store = Store::new();
+    let to = store.path("deep/out");
+    let args = ["get", "--batch", "-", "--to", to.to_str().unwrap()];
+    let output = store.run_with_input(&args, b"../../escaped\n/etc/../x\nnope\n");
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(text(&output.stderr).lines().count(), 3);
+    assert!(!store.path("escaped").exists() && !to.exists());
+}
+
+#[test]
+fn usage_and_missing_things() {
+    let store = Store::new();
+    let file = store.file("f", b"x");
+    for bad in ["", "/", "a//b", "../a", "a/./b", "a\nb", &"x".repeat(1025)] {
+        store.fails(&["put", bad, &file], 2);
+        store.fails(&["get", bad], 2);
+    }
+    store.fails(&["put", "a"], 2);
+    store.fails(&["frobnicate"], 2);
+    store.fails(&["put", "a", "/no/such/file"], 1);
+    store.fails(&["put", "--batch", "/no/such/folder"], 1);
+    assert!(store.fails(&["get", "no"], 3).contains("no: not found"));
+    store.fails(&["stat", "no"], 3);
+    assert_eq!(store.ok(&["ls"]), "");
+    let json = store.fails(&["get", "no", "--json"], 3);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["exit_code"],
+        3
+    );
+}
+
+#[test]
+fn format_overwrites_nothing_by_itself() {
+    let store = Store::new();
+    assert!(store.fails(&["format"], 8).contains("--force"));
+    store.ok(&["format", "--force", "--segment-size", "256K"]);
+    let foreign = Store::empty(16 << 20);
+    let mut bytes = vec![0; 4096];
+    bytes[1080..1082].copy_from_slice(b"\x53\xef");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(foreign.path("disk"))
+        .unwrap()
+        .write_all(&bytes)
+        .unwrap();
+    assert!(foreign.fails(&["format"], 8).contains("ext4"));
+    let small = Store::empty(1 << 20);
+    small.fails(&["format"], 2);
+    small.fails(&["format", "--segment-size", "3M"], 2);
+    small.fails(&["format", "--segment-size", "many"], 2);
+    small.ok(&["format", "--segment-size", "256K"]);
+}
+
+#[test]
+fn no_store_and_no_device() {
+    let empty = Store::empty(16 << 20);
+    assert!(empty.fails(&["get", "a"], 1).contains("receipt format"));
+    empty.fails(&["info"], 1);
+    let gone = Store::empty(0);
+    gone.fails(&["info"], 1);
+    fs::remove_file(gone.path("disk")).unwrap();
+    assert!(gone.fails(&["get", "a"], 1).contains("cannot open"));
+}
+
+#[test]
+fn newer_formats_are_refused_by_name() {
+    use receipt_store::page::{Page, PageKind, encode_slot};
+    let store = Store::new();
+    let device = receipt_store::RawDevice::open_writer(&store.path("disk")).unwrap();
+    let superblock = receipt_store::Superblock::read(&device, "disk").unwrap();
+    let change = |at: usize, value: u8| {
+        let mut page = Page {
+            version: 2,
+            ..superblock.encode()
+        };
+        page.body[at] = value;
+        let slot = encode_slot(superblock.store_id(), 0, PageKind::Superblock, &page);
+        receipt_store::Device::write(&device, 4096, slot.as_slice()).unwrap();
+    };
+    change(8, 2);
+    assert!(store.fails(&["get", "a"], 1).contains("format 2.0"));
+    change(20, 1);
+    assert!(store.fails(&["get", "a"], 1).contains("features"));
+    change(16, 1);
+    store.fails(&["get", "a"], 3);
+    drop(device);
+    let file = store.file("f", b"x");
+    assert!(store.fails(&["put", "a", &file], 7).contains("cannot be written"));
+}
+
+#[test]
+fn one_writer_at_a_time() {
+    let store = Store::new();
+    let file = store.file("f", b"x");
+    let held = receipt_store::RawDevice::open_writer(&store.path("disk")).unwrap();
+    assert!(store.fails(&["put", "a", &file], 7).contains("busy"));
+    store.fails(&["put", "a", &file, "--wait", "1"], 7);
+    store.fails(&["get", "a"], 3);
+    let mut waiting = store
+        .command(&["put", "a", &file, "--wait", "30"])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(waiting.try_wait().unwrap().is_none());
+    drop(held);
+    assert!(waiting.wait().unwrap().success());
+}
+
+#[test]
+fn a_disk_that_is_full_or_cannot_be_written() {
+    let store = Store::empty(1 << 20);
+    store.ok(&["format", "--segment-size", "256K"]);
+    let file = store.file("f", &[1; 100_000]);
+    for number in 0..4 {
+        store.ok(&["put", &format!("n/{number}"), &file]);
+    }
+    assert!(store.fails(&["put", "n/4", &file], 6).contains("no space"));
+    let large = store.file("large", &vec![1; 260_000]);
+    store.fails(&["put", "large", &large], 2);
+    if Path::new("/sys/class/block").exists() && rustix::process::geteuid().is_root() {
+        return; // root may write everything
+    }
+    let mut permissions = fs::metadata(store.path("disk")).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(store.path("disk"), permissions).unwrap();
+    store.fails(&["put", "n/5", &file], 7);
+    store.ok(&["get", "n/0"]);
+}
+
+#[test]
+fn rot_is_exit_code_5_and_verify_names_the_path() {
+    let store = Store::new();
+    let file = store.file("f", &[1; 50_000]);
+    for name in ["a", "b", "c"] {
+        store.ok(&["put", name, &file]);
+    }
+    store.ok(&["verify"]);
+    let stat: serde_json::Value = serde_json::from_str(&store.ok(&["stat", "b", "--json"])).unwrap();
+    let mut bytes = fs::read(store.path("disk")).unwrap();
+    bytes[usize::try_from(stat["block"].as_u64().unwrap()).unwrap() * 4096 + 20_000] ^= 1;
+    fs::write(store.path("disk"), bytes).unwrap();
+    let output = store.run(&["get", "b"]);
+    assert_eq!(
+        (output.status.code(), output.stdout.len()),
+        (Some(5), 0),
+        "no byte of it leaves"
+    );
+    let output = store.run(&["verify"]);
+    assert_eq!(output.status.code(), Some(5));
+    assert!(
+        text(&output.stdout).starts_with("b\t"),
+        "{}",
+        text(&output.stdout)
+    );
+    assert_eq!(text(&output.stdout).lines().count(), 1);
+}
+
+#[test]
+fn every_printed_path_survives_kill() {
+    let store = Store::new();
+    let mut list = String::new();
+    for number in 0..400 {
+        let file = store.file(
+            &format!("in/{number}"),
+            &[u8::try_from(number % 251).unwrap(); 9000],
+        );
+        list += &format!("k/{number}\t{file}\n");
+    }
+    let manifest = store.file("list", list.as_bytes());
+    let mut checked = 0;
+    for round in 0..12_u64 {
+        let printed = store.path("printed");
+        let mut child = store
+            .command(&["put", "--batch", &manifest, "--prefix", &format!("{round}/")])
+            .stdout(fs::File::create(&printed).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(3 + round * 4));
+        let _ = child.kill(); // it may have ended
+        child.wait().unwrap();
+        for path in fs::read_to_string(&printed).unwrap().lines() {
+            let number: u32 = path.rsplit('/').next().unwrap().parse().unwrap();
+            let data = store.run(&["get", path]).stdout;
+            assert_eq!(data, vec![u8::try_from(number % 251).unwrap(); 9000], "{path}");
+            checked += 1;
+        }
+        if checked > 600 {
+            break;
+        }
+    }
+    store.ok(&["verify"]);
+}
