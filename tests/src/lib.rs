@@ -3,6 +3,7 @@
 //! * [`Serve`] starts the real backend with a disk image in a temporary folder and waits until it listens.
 //! * [`Driver`] is an ordinary driver (the `virtio-driver` crate): reads, writes, flushes, with a queue depth.
 //! * [`raw::RawGuest`] owns every byte: messages, guest memory and ring entries, for what no honest driver sends.
+//! * [`recorder::Recorder`] drives several raw guests at random, [`history::History`] checks what they saw.
 //! * [`Guest`] is a QEMU guest driven over its serial console.
 //!
 //! Everything waits for a condition; [`SAFETY_NET`] only turns a hang into a failure.
@@ -12,8 +13,11 @@ mod bins;
 mod disk;
 mod driver;
 mod guest;
+pub mod history;
 mod proc;
 pub mod raw;
+pub mod recorder;
+pub mod rng;
 mod stand;
 mod storage_daemon;
 mod wait;
