@@ -13,11 +13,7 @@ const BATCHES: [&[(&str, usize)]; 5] = [
 ];
 
 fn options() -> WriterOptions {
-    WriterOptions {
-        fixed_clock_ms: Some(1),
-        fixed_uuid: Some([1; 16]),
-        ..WriterOptions::default()
-    }
+    WriterOptions { fixed_clock_ms: Some(1), fixed_uuid: Some([1; 16]), ..WriterOptions::default() }
 }
 
 fn new_store() -> Sim {
@@ -33,10 +29,7 @@ fn new_store() -> Sim {
 }
 
 fn data(path: &str, len: usize) -> Vec<u8> {
-    path.bytes()
-        .chain(std::iter::repeat(u8::try_from(len % 251).unwrap()))
-        .take(len)
-        .collect()
+    path.bytes().chain(std::iter::repeat(u8::try_from(len % 251).unwrap())).take(len).collect()
 }
 
 /// Runs the workload; returns how many batches were acknowledged.
@@ -48,16 +41,11 @@ fn work(sim: &Sim, stop: Option<(u64, u64)>) -> (usize, Result<()>) {
     let mut acknowledged = 0;
     let done = Writer::open(&device, &options()).and_then(|mut writer| {
         for batch in BATCHES {
-            let items: Vec<(ReceiptPath, Vec<u8>)> = batch
-                .iter()
-                .map(|(path, len)| (ReceiptPath::new(path).unwrap(), data(path, *len)))
-                .collect();
+            let items: Vec<(ReceiptPath, Vec<u8>)> =
+                batch.iter().map(|(path, len)| (ReceiptPath::new(path).unwrap(), data(path, *len))).collect();
             let puts: Vec<Put<'_>> = items
                 .iter()
-                .map(|(path, data)| Put {
-                    is_new_version: true,
-                    ..Put::new(path, data)
-                })
+                .map(|(path, data)| Put { is_new_version: true, ..Put::new(path, data) })
                 .collect();
             for result in writer.commit(&puts)? {
                 result?;
@@ -99,10 +87,7 @@ fn check(sim: &Sim, acknowledged: usize, story: &str) {
         .unwrap();
     listed.sort();
     let there = |path: &&str| reader.get(&ReceiptPath::new(path).unwrap()).is_ok();
-    let expected: Vec<&str> = ["a", "b", "c", "d", "e", "f", "g", "h"]
-        .into_iter()
-        .filter(there)
-        .collect();
+    let expected: Vec<&str> = ["a", "b", "c", "d", "e", "f", "g", "h"].into_iter().filter(there).collect();
     assert_eq!(listed, expected, "{story}: listing");
 }
 
@@ -190,11 +175,7 @@ fn a_device_that_fails_once_stops_the_writer_and_loses_nothing() {
         recover(&sim, None).unwrap();
         let reader = Reader::new(sim.reader(), "sim");
         for (name, data) in acknowledged {
-            assert_eq!(
-                reader.get(&name).unwrap().data(),
-                data,
-                "failed at operation {op}"
-            );
+            assert_eq!(reader.get(&name).unwrap().data(), data, "failed at operation {op}");
         }
     }
 }

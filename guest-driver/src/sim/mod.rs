@@ -98,10 +98,7 @@ impl State {
     fn at(&self, sector: u64, tick: u64) -> Option<&Sector> {
         let past = self.history.get(&sector)?;
         let after = past.partition_point(|(t, _)| *t <= tick);
-        after
-            .checked_sub(1)
-            .and_then(|last| past.get(last))
-            .map(|(_, bytes)| bytes)
+        after.checked_sub(1).and_then(|last| past.get(last)).map(|(_, bytes)| bytes)
     }
 
     /// Counts an operation of the writer; an error when it has stopped or stops now.
@@ -131,9 +128,7 @@ impl State {
 
     /// Sectors of the current write that land before the writer stops.
     fn sectors_before_stop(&self) -> Option<u64> {
-        self.stop_at
-            .filter(|(at, _)| at + 1 == self.op)
-            .map(|(_, sectors)| sectors)
+        self.stop_at.filter(|(at, _)| at + 1 == self.op).map(|(_, sectors)| sectors)
     }
 }
 
@@ -147,13 +142,8 @@ impl Sim {
     /// A disk of zeroes.
     #[must_use]
     pub fn new(size_bytes: u64) -> Self {
-        let state = State {
-            size_bytes,
-            ..State::default()
-        };
-        Self {
-            state: Arc::new(Mutex::new(state)),
-        }
+        let state = State { size_bytes, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -163,9 +153,7 @@ impl Sim {
     /// A copy of the disk with its own future.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self {
-            state: Arc::new(Mutex::new(self.lock().clone())),
-        }
+        Self { state: Arc::new(Mutex::new(self.lock().clone())) }
     }
 
     /// A handle for a new writer; the one before is fenced.
@@ -176,10 +164,7 @@ impl Sim {
         state.op = 0;
         state.stop_at = None;
         state.fail_at = None;
-        SimWriter {
-            sim: self.clone(),
-            session: state.session,
-        }
+        SimWriter { sim: self.clone(), session: state.session }
     }
 
     /// Stops the current writer at its operation `op`; a write lands its first `sectors` sectors.
@@ -288,12 +273,7 @@ pub struct SimWriter {
 }
 
 fn failed(op: DeviceOp, offset_bytes: u64, len_bytes: usize, why: &'static str) -> DeviceError {
-    DeviceError {
-        op,
-        offset_bytes,
-        len_bytes,
-        source: std::io::Error::other(why),
-    }
+    DeviceError { op, offset_bytes, len_bytes, source: std::io::Error::other(why) }
 }
 
 impl Device for SimWriter {
@@ -346,9 +326,7 @@ impl Device for SimWriter {
 
     fn flush(&self) -> DeviceResult<()> {
         let mut state = self.sim.lock();
-        state
-            .begin(self.session, DeviceOp::Flush)
-            .map_err(|why| failed(DeviceOp::Flush, 0, 0, why))?;
+        state.begin(self.session, DeviceOp::Flush).map_err(|why| failed(DeviceOp::Flush, 0, 0, why))?;
         for (_, sector, bytes) in std::mem::take(&mut state.pending) {
             state.durable.insert(sector, bytes);
         }
@@ -401,12 +379,7 @@ impl Device for SimReader {
     }
 
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
-        Err(failed(
-            DeviceOp::Write,
-            offset_bytes,
-            buf.len(),
-            "readers do not write",
-        ))
+        Err(failed(DeviceOp::Write, offset_bytes, buf.len(), "readers do not write"))
     }
 
     fn flush(&self) -> DeviceResult<()> {

@@ -47,10 +47,7 @@ fn path(number: usize) -> ReceiptPath {
         let pages = (256 << 10) / PAGE_BYTES;
         let home = |name: &ReceiptPath| PathHash::of(&PATH_KEY, name.as_str().as_bytes()).bucket % pages;
         let names = (0..).map(|n: u32| ReceiptPath::new(&format!("p/{n}")).unwrap());
-        names
-            .filter(|name| home(name) < 2)
-            .take(PATHS + FILLERS)
-            .collect()
+        names.filter(|name| home(name) < 2).take(PATHS + FILLERS).collect()
     });
     names[number].clone()
 }
@@ -67,11 +64,7 @@ fn bytes_of(value: u64, len: usize) -> Vec<u8> {
 }
 
 fn options() -> WriterOptions {
-    WriterOptions {
-        fixed_clock_ms: Some(1),
-        fixed_uuid: Some([1; 16]),
-        ..WriterOptions::default()
-    }
+    WriterOptions { fixed_clock_ms: Some(1), fixed_uuid: Some([1; 16]), ..WriterOptions::default() }
 }
 
 /// A store with the fillers.
@@ -152,20 +145,12 @@ impl World {
             self.next_value += 1;
             let len = [20, 4000, 20_000, 60_000][usize::try_from(self.rng.below(4)).unwrap()];
             self.lens.insert(self.next_value, len);
-            self.seen[number].push(Seen {
-                end: NEVER,
-                value: self.next_value,
-            });
+            self.seen[number].push(Seen { end: NEVER, value: self.next_value });
             self.in_flight[number].push(self.next_value);
             puts.push((number, path(number), bytes_of(self.next_value, len)));
         }
-        let batch: Vec<Put<'_>> = puts
-            .iter()
-            .map(|(_, path, data)| Put {
-                is_new_version: true,
-                ..Put::new(path, data)
-            })
-            .collect();
+        let batch: Vec<Put<'_>> =
+            puts.iter().map(|(_, path, data)| Put { is_new_version: true, ..Put::new(path, data) }).collect();
         let flushes = self.sim.counts().flushes;
         let results = match writer.commit(&batch) {
             Ok(results) => results,
@@ -178,9 +163,7 @@ impl World {
         let now = self.sim.tick();
         self.trace(&format!(
             "acked {:?}",
-            puts.iter()
-                .map(|(n, _, _)| (*n, self.next_value))
-                .collect::<Vec<_>>()
+            puts.iter().map(|(n, _, _)| (*n, self.next_value)).collect::<Vec<_>>()
         ));
         if self.sim.counts().flushes > flushes {
             self.last_cycle.clear();
@@ -223,10 +206,7 @@ impl World {
         } else {
             self.sim.crash_guest();
         }
-        self.trace(&format!(
-            "crash, host crashes {:?}, last cycle {:?}",
-            self.host_crashes, self.last_cycle
-        ));
+        self.trace(&format!("crash, host crashes {:?}, last cycle {:?}", self.host_crashes, self.last_cycle));
         for number in 0..PATHS {
             if self.last_cycle.contains(&number) || !self.in_flight[number].is_empty() {
                 self.unclean.push((number, from, NEVER));
@@ -238,45 +218,25 @@ impl World {
     fn read(&mut self) {
         let end = self.sim.tick();
         let start = self.first_tick + self.rng.below(end + 1 - self.first_tick);
-        let end = self
-            .host_crashes
-            .iter()
-            .copied()
-            .filter(|crash| *crash >= start)
-            .min()
-            .unwrap_or(end);
+        let end = self.host_crashes.iter().copied().filter(|crash| *crash >= start).min().unwrap_or(end);
         let step = [0, 1, 4, 40, 400][usize::try_from(self.rng.below(5)).unwrap()];
         let reader = Reader::new(self.sim.past(start, end, step, self.rng.number()), "sim");
         for _ in 0..=self.rng.below(3) {
             let number = usize::try_from(self.rng.below(PATHS as u64)).unwrap();
             let from = reader.device().tick();
             let result = reader.get(&path(number));
-            self.judge(
-                number,
-                from,
-                reader.device().tick(),
-                result.map(|receipt| receipt.data().to_vec()),
-            );
+            self.judge(number, from, reader.device().tick(), result.map(|receipt| receipt.data().to_vec()));
         }
     }
 
     fn judge(&mut self, number: usize, from: u64, to: u64, result: Result<Vec<u8>, Error>) {
-        let may: Vec<u64> = self.seen[number]
-            .iter()
-            .filter(|s| s.end >= from)
-            .map(|s| s.value)
-            .collect();
-        let is_unclean = self
-            .unclean
-            .iter()
-            .any(|(n, start, end)| *n == number && *start <= to && *end >= from);
+        let may: Vec<u64> = self.seen[number].iter().filter(|s| s.end >= from).map(|s| s.value).collect();
+        let is_unclean =
+            self.unclean.iter().any(|(n, start, end)| *n == number && *start <= to && *end >= from);
         let fault = match result {
             Ok(data) => {
                 let value = data[..8].try_into().map(u64::from_le_bytes).unwrap();
-                let is_known = self
-                    .lens
-                    .get(&value)
-                    .is_some_and(|len| bytes_of(value, *len) == data);
+                let is_known = self.lens.get(&value).is_some_and(|len| bytes_of(value, *len) == data);
                 let was_here = self.seen[number].iter().any(|s| s.value == value);
                 if !is_known || !was_here {
                     Some(format!("foreign bytes, value {value}"))
@@ -295,8 +255,7 @@ impl World {
             Err(error) => Some(error.to_string()),
         };
         if let Some(fault) = fault {
-            self.bad
-                .push(format!("path {number} from {from} to {to}: {fault}"));
+            self.bad.push(format!("path {number} from {from} to {to}: {fault}"));
         }
     }
 
@@ -319,10 +278,7 @@ impl World {
                 }
             };
             if value != self.acked[number] && !self.in_flight[number].contains(&value) {
-                self.bad.push(format!(
-                    "path {number} has {value}, acknowledged {}",
-                    self.acked[number]
-                ));
+                self.bad.push(format!("path {number} has {value}, acknowledged {}", self.acked[number]));
             }
         }
         let mut findings = Vec::new();
@@ -355,14 +311,8 @@ fn run(seed: u64) -> Vec<String> {
 
 #[test]
 fn no_schedule_loses_tears_or_invents_a_receipt() {
-    let count = std::env::var("RECEIPT_SCHEDULES")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(3000);
-    let first = std::env::var("RECEIPT_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
+    let count = std::env::var("RECEIPT_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(3000);
+    let first = std::env::var("RECEIPT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let mut bad = Vec::new();
     for seed in first..first + count {
         let faults = run(seed);

@@ -28,18 +28,9 @@ fn put_many(sim: &Sim, names: &[String], len: usize) {
     let mut writer = writer(&device);
     for chunk in names.chunks(BATCH_RECORDS_MAX) {
         let paths: Vec<ReceiptPath> = chunk.iter().map(|name| path(name)).collect();
-        let data: Vec<Vec<u8>> = chunk
-            .iter()
-            .map(|n| n.bytes().cycle().take(len).collect())
-            .collect();
+        let data: Vec<Vec<u8>> = chunk.iter().map(|n| n.bytes().cycle().take(len).collect()).collect();
         let puts: Vec<Put<'_>> = paths.iter().zip(&data).map(|(p, d)| Put::new(p, d)).collect();
-        assert!(
-            writer
-                .commit(&puts)
-                .unwrap()
-                .into_iter()
-                .all(|r| r.unwrap().is_new)
-        );
+        assert!(writer.commit(&puts).unwrap().into_iter().all(|r| r.unwrap().is_new));
     }
     writer.close().unwrap();
 }
@@ -74,17 +65,12 @@ fn a_get_is_three_reads_cold_two_warm_and_one_by_locator() {
     reader.get_locator(&stored.locator).unwrap();
     assert_eq!(reads(), 6, "locator");
     let cold = Reader::new(sim.reader(), "sim");
-    cold.get_locator(&Locator::parse(&stored.locator.to_string()).unwrap())
-        .unwrap();
+    cold.get_locator(&Locator::parse(&stored.locator.to_string()).unwrap()).unwrap();
     assert_eq!(cold.device().reads(), 1, "locator, cold");
     writer.close().unwrap();
     let closed = Reader::new(sim.reader(), "sim");
     assert!(matches!(closed.get(&path("no")), Err(Error::NotFound { .. })));
-    assert_eq!(
-        closed.device().reads(),
-        4,
-        "a miss on a closed store: superblock, bucket, head, bucket"
-    );
+    assert_eq!(closed.device().reads(), 4, "a miss on a closed store: superblock, bucket, head, bucket");
 }
 
 #[test]
@@ -110,10 +96,7 @@ fn opening_after_a_clean_close_is_one_write_and_one_flush() {
     let before = sim.counts();
     let writer = writer(&device);
     let after = sim.counts();
-    assert_eq!(
-        (after.writes - before.writes, after.flushes - before.flushes),
-        (1, 1)
-    );
+    assert_eq!((after.writes - before.writes, after.flushes - before.flushes), (1, 1));
     assert!(after.reads - before.reads <= 4);
     drop(writer);
 }
@@ -126,24 +109,14 @@ fn segments_follow_each_other_and_listing_finds_everything() {
     put_many(&sim, &names[400..], 5_000);
     let reader = Reader::new(sim.reader(), "sim");
     for name in &names {
-        assert!(
-            reader
-                .get(&path(name))
-                .unwrap()
-                .data()
-                .starts_with(name.as_bytes())
-        );
+        assert!(reader.get(&path(name)).unwrap().data().starts_with(name.as_bytes()));
     }
     let mut expected = names.clone();
     expected.sort();
     assert_eq!(listed(&sim, ""), expected);
     assert_eq!(
         listed(&sim, "/day3/"),
-        expected
-            .iter()
-            .filter(|n| n.starts_with("day3/"))
-            .cloned()
-            .collect::<Vec<_>>()
+        expected.iter().filter(|n| n.starts_with("day3/")).cloned().collect::<Vec<_>>()
     );
     assert!(listed(&sim, "day9").is_empty());
     let totals = crate::verify::verify(&reader, |finding| panic!("{finding:?}")).unwrap();
@@ -162,48 +135,19 @@ fn versions_are_kept_and_the_same_data_is_the_same_receipt() {
     let refused = writer.put(&Put::new(&name, b"two")).unwrap_err();
     assert_eq!(refused.exit_code(), 8);
     for data in [b"two".as_slice(), b"three"] {
-        writer
-            .put(&Put {
-                is_new_version: true,
-                ..Put::new(&name, data)
-            })
-            .unwrap();
+        writer.put(&Put { is_new_version: true, ..Put::new(&name, data) }).unwrap();
     }
-    let twice = [
-        Put {
-            is_new_version: true,
-            ..Put::new(&name, b"four")
-        },
-        Put::new(&name, b"four"),
-    ];
-    let results: Vec<_> = writer
-        .commit(&twice)
-        .unwrap()
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
-    assert_eq!(
-        (results[0].version, results[1].version, results[1].is_new),
-        (4, 4, false)
-    );
+    let twice = [Put { is_new_version: true, ..Put::new(&name, b"four") }, Put::new(&name, b"four")];
+    let results: Vec<_> = writer.commit(&twice).unwrap().into_iter().map(Result::unwrap).collect();
+    assert_eq!((results[0].version, results[1].version, results[1].is_new), (4, 4, false));
     let reader = Reader::new(sim.reader(), "sim");
     for (version, data) in [(1, b"one".as_slice()), (2, b"two"), (3, b"three"), (4, b"four")] {
         assert_eq!(reader.get_version(&name, version).unwrap().data(), data);
     }
-    assert!(matches!(
-        reader.get_version(&name, 5),
-        Err(Error::NotFound { .. })
-    ));
-    assert!(matches!(
-        reader.get_version(&name, 0),
-        Err(Error::NotFound { .. })
-    ));
+    assert!(matches!(reader.get_version(&name, 5), Err(Error::NotFound { .. })));
+    assert!(matches!(reader.get_version(&name, 0), Err(Error::NotFound { .. })));
     assert_eq!(reader.get(&name).unwrap().data(), b"four");
-    assert_eq!(
-        reader.get_locator(&first.locator).unwrap().data(),
-        b"one",
-        "a locator pins its version"
-    );
+    assert_eq!(reader.get_locator(&first.locator).unwrap().data(), b"one", "a locator pins its version");
     assert_eq!(listed(&sim, ""), ["a"]);
 }
 
@@ -216,10 +160,7 @@ fn crowd(sim: &Sim, count: usize) -> Vec<String> {
         geometry.home_page(&geometry.regions[0], superblock.path_hash(name.as_bytes()).bucket)
     };
     let names = (0..).map(|n: u32| format!("crowd/{n}"));
-    names
-        .filter(|name| home(name) == geometry.pages_per_segment())
-        .take(count)
-        .collect()
+    names.filter(|name| home(name) == geometry.pages_per_segment()).take(count).collect()
 }
 
 #[test]
@@ -231,31 +172,16 @@ fn a_full_page_spills_to_the_next_ones_and_then_the_index_is_full() {
     for name in &names[..630] {
         assert!(reader.get(&path(name)).is_ok(), "{name}");
     }
-    assert!(matches!(
-        reader.get(&path(&names[630])),
-        Err(Error::NotFound { .. })
-    ));
+    assert!(matches!(reader.get(&path(&names[630])), Err(Error::NotFound { .. })));
     let device = sim.writer();
     let mut writer = writer(&device);
     let full = writer.put(&Put::new(&path(&names[630]), b"x")).unwrap_err();
     assert!(matches!(full, Error::IndexFull { .. }));
     assert_eq!(full.exit_code(), 6);
-    writer
-        .put(&Put {
-            is_new_version: true,
-            ..Put::new(&path(&names[629]), b"new")
-        })
-        .unwrap();
-    assert_eq!(
-        reader.superblock().unwrap().geometry.pages_per_segment() * PAGE_BYTES,
-        256 << 10
-    );
+    writer.put(&Put { is_new_version: true, ..Put::new(&path(&names[629]), b"new") }).unwrap();
+    assert_eq!(reader.superblock().unwrap().geometry.pages_per_segment() * PAGE_BYTES, 256 << 10);
     let now = Reader::new(sim.reader(), "sim");
-    assert_eq!(
-        now.get(&path(&names[629])).unwrap().data(),
-        b"new",
-        "a version of a spilled path"
-    );
+    assert_eq!(now.get(&path(&names[629])).unwrap().data(), b"new", "a version of a spilled path");
     crate::verify::verify(&now, |finding| panic!("{finding:?}")).unwrap();
 }
 
@@ -291,23 +217,13 @@ fn data_over_the_limit_is_refused_and_the_largest_fits() {
     let device = sim.writer();
     let mut writer = writer(&device);
     let limit = usize::try_from(writer.data_bytes_max()).unwrap();
-    let error = writer
-        .put(&Put::new(&path("big"), &vec![1; limit + 1]))
-        .unwrap_err();
+    let error = writer.put(&Put::new(&path("big"), &vec![1; limit + 1])).unwrap_err();
     assert!(matches!(error, Error::TooLarge { .. }));
     for number in 0..3 {
-        writer
-            .put(&Put::new(&path(&format!("{number}")), &vec![1; limit - 4096]))
-            .unwrap();
+        writer.put(&Put::new(&path(&format!("{number}")), &vec![1; limit - 4096])).unwrap();
     }
     writer.put(&Put::new(&path("empty"), b"")).unwrap();
-    assert_eq!(
-        Reader::new(sim.reader(), "sim")
-            .get(&path("empty"))
-            .unwrap()
-            .data(),
-        b""
-    );
+    assert_eq!(Reader::new(sim.reader(), "sim").get(&path("empty")).unwrap().data(), b"");
     let many: Vec<Put<'_>> = Vec::new();
     assert!(writer.commit(&many).unwrap().is_empty());
 }
@@ -317,22 +233,11 @@ fn an_older_store_on_the_same_disk_is_gone() {
     let sim = store(4 << 20, 256 << 10);
     put_many(&sim, &["a".to_owned(), "b".to_owned()], 1000);
     let device = sim.writer();
-    assert!(matches!(
-        format(&device, &FormatOptions::default()),
-        Err(Error::NotEmpty { .. })
-    ));
-    let options = FormatOptions {
-        force: true,
-        segment_bytes: Some(256 << 10),
-        ..FormatOptions::default()
-    };
+    assert!(matches!(format(&device, &FormatOptions::default()), Err(Error::NotEmpty { .. })));
+    let options = FormatOptions { force: true, segment_bytes: Some(256 << 10), ..FormatOptions::default() };
     format(&device, &options).unwrap();
     let writer = writer(&device);
-    assert_eq!(
-        writer.last_seq(),
-        0,
-        "records of the older store do not fit into the chain"
-    );
+    assert_eq!(writer.last_seq(), 0, "records of the older store do not fit into the chain");
     writer.close().unwrap();
     let reader = Reader::new(sim.reader(), "sim");
     assert!(matches!(reader.get(&path("a")), Err(Error::NotFound { .. })));
