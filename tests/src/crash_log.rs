@@ -1,0 +1,138 @@
+//! The log of `serve --record` (the format of dm-log-writes), and the disks a host crash could leave behind.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use receipt_store::device::{DeviceResult, check_range};
+use receipt_store::error::DeviceOp;
+
+use crate::SECTOR;
+use crate::rng::Rng;
+
+const MAGIC: u64 = 0x006a_7366_7768_7273;
+const FLAG_FLUSH: u64 = 1;
+const FLAG_DISCARD: u64 = 4;
+
+/// One thing that happened to the disk, in the order of completion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes at a sector.
+    Write(u64, Arc<Vec<u8>>),
+    /// Sectors whose content is of no interest: (first, number).
+    Discard(u64, u64),
+    /// Everything before is durable.
+    Flush,
+}
+
+/// Entries that are in a log now: what a guest was told by now is durable with them.
+pub fn logged_entries(log: &Path) -> u64 {
+    use std::os::unix::fs::FileExt;
+    let mut head = [0; 24];
+    std::fs::File::open(log).unwrap().read_exact_at(&mut head, 0).unwrap();
+    number(&head, 16)
+}
+
+/// All entries of a log.
+pub fn read_log(log: &Path) -> Vec<Event> {
+    let log = std::fs::read(log).unwrap();
+    assert_eq!((number(&log, 0), number(&log, 8)), (MAGIC, 1));
+    let mut events = Vec::new();
+    let mut at = SECTOR;
+    for _ in 0..number(&log, 16) {
+        let (sector, sectors, flags) = (number(&log, at), number(&log, at + 8), number(&log, at + 16));
+        at += SECTOR;
+        events.push(match flags {
+            FLAG_FLUSH => Event::Flush,
+            FLAG_DISCARD => Event::Discard(sector, sectors),
+            _ => {
+                let len = usize::try_from(sectors).unwrap() * SECTOR;
+                let data = log[at..at + len].to_vec();
+                at += len;
+                Event::Write(sector, Arc::new(data))
+            }
+        });
+    }
+    assert_eq!(at, log.len(), "the log ends with its last entry");
+    events
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// A disk in memory, zero where nothing was written. A clone shares what it does not change.
+#[derive(Debug, Clone)]
+pub struct CrashedDisk {
+    size_bytes: u64,
+    sectors: std::cell::RefCell<BTreeMap<u64, Arc<[u8; SECTOR]>>>,
+}
+
+impl CrashedDisk {
+    /// An empty disk.
+    pub fn new(size_bytes: u64) -> Self {
+        Self { size_bytes, sectors: std::cell::RefCell::default() }
+    }
+
+    /// Applies one event as a whole.
+    pub fn apply(&mut self, event: &Event) {
+        self.apply_some(event, |_| true);
+    }
+
+    /// Applies the sectors of an event that `keep` chooses: a torn write.
+    pub fn apply_some(&mut self, event: &Event, mut keep: impl FnMut(u64) -> bool) {
+        if let Event::Write(first, data) = event {
+            for (sector, content) in (*first..).zip(data.chunks_exact(SECTOR)) {
+                if keep(sector) {
+                    self.sectors.get_mut().insert(sector, Arc::new(content.try_into().unwrap()));
+                }
+            }
+        }
+    }
+
+    /// What a crash leaves of `unflushed` events on top of this disk: each whole, lost, or torn by sector.
+    pub fn crash(&self, unflushed: &[Event], rng: &mut Rng) -> Self {
+        let mut left = self.clone();
+        for event in unflushed {
+            match rng.below(3) {
+                0 => left.apply(event),
+                1 => left.apply_some(event, |_| rng.below(2) == 0),
+                _ => {}
+            }
+        }
+        left
+    }
+}
+
+impl receipt_store::Device for CrashedDisk {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
+        check_range(DeviceOp::Read, self.size_bytes, offset_bytes, buf.len())?;
+        let first = offset_bytes / SECTOR as u64;
+        let sectors = self.sectors.borrow();
+        for (sector, part) in (first..).zip(buf.chunks_exact_mut(SECTOR)) {
+            match sectors.get(&sector) {
+                Some(content) => part.copy_from_slice(&content[..]),
+                None => part.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
+        check_range(DeviceOp::Write, self.size_bytes, offset_bytes, buf.len())?;
+        let first = offset_bytes / SECTOR as u64;
+        let mut sectors = self.sectors.borrow_mut();
+        for (sector, part) in (first..).zip(buf.chunks_exact(SECTOR)) {
+            sectors.insert(sector, Arc::new(part.try_into().unwrap()));
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> DeviceResult<()> {
+        Ok(())
+    }
+}
