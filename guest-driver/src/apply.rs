@@ -98,10 +98,7 @@ impl<D: Device> Pages<'_, D> {
             }
             return Ok(());
         }
-        let replaced = found
-            .entries
-            .iter()
-            .find(|(_, old)| old.seq == header.previous_version_seq);
+        let replaced = found.entries.iter().find(|(_, old)| old.seq == header.previous_version_seq);
         if let Some((page_no, old)) = replaced {
             return self.change_index_page(*page_no, |page| {
                 for slot in page.entries.iter_mut().filter(|e| *e == old) {
@@ -130,9 +127,7 @@ impl<D: Device> Pages<'_, D> {
             changes.push((self.geometry().segment_of(header.previous_version_block), -1));
         }
         self.change_table(header.seq, &changes, |entry, delta, is_own| {
-            entry.live = entry
-                .live
-                .saturating_add_signed(i32::try_from(*delta).unwrap_or_default());
+            entry.live = entry.live.saturating_add_signed(i32::try_from(*delta).unwrap_or_default());
             if is_own {
                 entry.newest_issue_day = entry.newest_issue_day.max(header.issued_day);
             }
@@ -144,29 +139,18 @@ impl<D: Device> Pages<'_, D> {
         let segment = geometry.segment_of(header.block);
         let seal_block = u32::try_from(header.block - geometry.first_block(segment)).unwrap_or_default();
         let Some((next, generation)) = seal_link(header, geometry) else {
-            return Err(Error::Corrupt(format!(
-                "Seal at block {} links nowhere",
-                header.block
-            )));
+            return Err(Error::Corrupt(format!("Seal at block {} links nowhere", header.block)));
         };
         let first_seq = header.seq + 1;
-        self.change_table(
-            header.seq,
-            &[(segment, true), (next, false)],
-            |entry, is_sealed, _| {
-                if *is_sealed {
-                    entry.state = SegmentState::Sealed;
-                    entry.seal_block = seal_block;
-                } else {
-                    *entry = TableEntry {
-                        generation,
-                        state: SegmentState::Open,
-                        first_seq,
-                        ..TableEntry::default()
-                    };
-                }
-            },
-        )
+        self.change_table(header.seq, &[(segment, true), (next, false)], |entry, is_sealed, _| {
+            if *is_sealed {
+                entry.state = SegmentState::Sealed;
+                entry.seal_block = seal_block;
+            } else {
+                *entry =
+                    TableEntry { generation, state: SegmentState::Open, first_seq, ..TableEntry::default() };
+            }
+        })
     }
 
     /// Stages changes of table entries, unless their page shows the effect of `seq` already. The first change is the record's own

@@ -70,14 +70,7 @@ impl Batch {
     /// An empty batch behind `tail`.
     #[must_use]
     pub fn new(tail: Tail, epoch: u32, recorded_at_ms: u64) -> Self {
-        Self {
-            tail,
-            headers: Vec::new(),
-            extents: Vec::new(),
-            by_seq: HashMap::new(),
-            epoch,
-            recorded_at_ms,
-        }
+        Self { tail, headers: Vec::new(), extents: Vec::new(), by_seq: HashMap::new(), epoch, recorded_at_ms }
     }
 
     /// The header of a record of this batch.
@@ -102,27 +95,19 @@ impl Batch {
             data_len: draft.data.len() as u64,
             recorded_at_ms: self.recorded_at_ms,
             issued_day: draft.issued_day,
-            flags: if self.headers.is_empty() {
-                FLAG_BATCH_START
-            } else {
-                0
-            },
+            flags: if self.headers.is_empty() { FLAG_BATCH_START } else { 0 },
             version: draft.version,
             previous_version_block: draft.previous.0,
             previous_version_seq: draft.previous.1,
             prev_hash: cursor.prev_hash,
             data_hash: draft.data_hash,
         };
-        assert!(
-            geometry.holds_record(header.block, header.blocks),
-            "a record never crosses a segment"
-        );
+        assert!(geometry.holds_record(header.block, header.blocks), "a record never crosses a segment");
         let bytes = header.encode();
         let into = self.extend(header.block, header.blocks);
         into[..bytes.len()].copy_from_slice(&bytes);
         into[bytes.len()..bytes.len() + draft.data.len()].copy_from_slice(draft.data);
-        self.tail
-            .advance(&header, *blake3::hash(&bytes).as_bytes(), geometry);
+        self.tail.advance(&header, *blake3::hash(&bytes).as_bytes(), geometry);
         self.by_seq.insert(header.seq, self.headers.len());
         self.headers.push(header.clone());
         header
@@ -145,26 +130,17 @@ impl Batch {
     }
 
     fn extend(&mut self, block: u64, blocks: u32) -> &mut [u8] {
-        let is_adjacent = self
-            .extents
-            .last()
-            .is_some_and(|last| last.block + last.buf.block_count() as u64 == block);
+        let is_adjacent =
+            self.extents.last().is_some_and(|last| last.block + last.buf.block_count() as u64 == block);
         if !is_adjacent {
-            self.extents.push(Extent {
-                block,
-                buf: AlignedBuf::default(),
-            });
+            self.extents.push(Extent { block, buf: AlignedBuf::default() });
         }
         let count = usize::try_from(blocks).unwrap_or_default();
         let bytes = match self.extents.last_mut() {
             Some(last) => last.buf.grow(count),
             None => &mut [],
         };
-        assert_eq!(
-            bytes.len(),
-            count * BLOCK_BYTES_USIZE,
-            "the record has its blocks"
-        );
+        assert_eq!(bytes.len(), count * BLOCK_BYTES_USIZE, "the record has its blocks");
         bytes
     }
 }

@@ -188,11 +188,7 @@ impl Head {
         if raw.published_seq.get() < replay.seq {
             return Err(corrupt("published before the replay position"));
         }
-        Ok(Self {
-            replay,
-            published_seq: raw.published_seq.get(),
-            end_block: raw.end_block.get(),
-        })
+        Ok(Self { replay, published_seq: raw.published_seq.get(), end_block: raw.end_block.get() })
     }
 }
 
@@ -217,16 +213,8 @@ impl Control {
     pub fn read<D: Device>(device: &D, superblock: &Superblock) -> Result<Self> {
         const _: () = assert!(PAGE_HEAD == PAGE_LEASE + 1, "lease and head are read together");
         let store_id = Some(superblock.store_id());
-        let lease_id = PageId {
-            store_id,
-            page_no: PAGE_LEASE,
-            kind: PageKind::Lease,
-        };
-        let head_id = PageId {
-            store_id,
-            page_no: PAGE_HEAD,
-            kind: PageKind::Head,
-        };
+        let lease_id = PageId { store_id, page_no: PAGE_LEASE, kind: PageKind::Lease };
+        let head_id = PageId { store_id, page_no: PAGE_HEAD, kind: PageKind::Head };
         let mut buf = AlignedBuf::zeroed(4);
         device.read(page_offset(PAGE_LEASE), buf.as_mut_slice())?;
         let (lease_bytes, head_bytes) = buf.as_slice().split_at(2 * BLOCK_BYTES_USIZE);
@@ -243,12 +231,7 @@ impl Control {
             return Err(Error::Corrupt("lease: missing".to_owned()));
         }
         let head = Head::decode(&head_page, superblock)?;
-        Ok(Self {
-            lease,
-            lease_page,
-            head,
-            head_page,
-        })
+        Ok(Self { lease, lease_page, head, head_page })
     }
 
     /// No writer is at work and none died at it.

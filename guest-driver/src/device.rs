@@ -71,12 +71,7 @@ impl<T: Device + ?Sized> Device for std::sync::Arc<T> {
 pub fn check_range(op: DeviceOp, size_bytes: u64, offset_bytes: u64, len_bytes: usize) -> DeviceResult<()> {
     let block = BLOCK_BYTES_USIZE as u64;
     let fail = |kind: std::io::ErrorKind, text: &'static str| {
-        Err(DeviceError {
-            op,
-            offset_bytes,
-            len_bytes,
-            source: std::io::Error::new(kind, text),
-        })
+        Err(DeviceError { op, offset_bytes, len_bytes, source: std::io::Error::new(kind, text) })
     };
     if !offset_bytes.is_multiple_of(block) || !len_bytes.is_multiple_of(BLOCK_BYTES_USIZE) {
         return fail(std::io::ErrorKind::InvalidInput, "not on a 4096 byte boundary");
@@ -102,18 +97,13 @@ impl AlignedBuf {
     /// A buffer of `block_count` zeroed blocks.
     #[must_use]
     pub fn zeroed(block_count: usize) -> Self {
-        Self {
-            blocks: vec![AlignedBlock([0; BLOCK_BYTES_USIZE]); block_count],
-        }
+        Self { blocks: vec![AlignedBlock([0; BLOCK_BYTES_USIZE]); block_count] }
     }
 
     /// Adds `block_count` zeroed blocks and returns them.
     pub fn grow(&mut self, block_count: usize) -> &mut [u8] {
         let start = self.blocks.len();
-        self.blocks.resize(
-            start.saturating_add(block_count),
-            AlignedBlock([0; BLOCK_BYTES_USIZE]),
-        );
+        self.blocks.resize(start.saturating_add(block_count), AlignedBlock([0; BLOCK_BYTES_USIZE]));
         self.blocks.get_mut(start..).unwrap_or_default().as_mut_bytes()
     }
 

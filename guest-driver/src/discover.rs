@@ -37,14 +37,9 @@ pub fn find_device_in(sys_block: &Path, dev: &Path) -> Result<PathBuf> {
         ))),
         [(device, _)] => Ok(device.clone()),
         several => {
-            let list: Vec<String> = several
-                .iter()
-                .map(|(device, serial)| format!("{} ({serial})", device.display()))
-                .collect();
-            Err(Error::Usage(format!(
-                "several receipt disks, name one with --device: {}",
-                list.join(", ")
-            )))
+            let list: Vec<String> =
+                several.iter().map(|(device, serial)| format!("{} ({serial})", device.display())).collect();
+            Err(Error::Usage(format!("several receipt disks, name one with --device: {}", list.join(", "))))
         }
     }
 }
@@ -69,11 +64,6 @@ mod tests {
         add("vdc", "receiptdisk-issuer");
         let error = find().unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(
-            error
-                .to_string()
-                .contains("/dev/vdb (receiptdisk-front), /dev/vdc"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("/dev/vdb (receiptdisk-front), /dev/vdc"), "{error}");
     }
 }

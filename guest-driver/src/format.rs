@@ -46,13 +46,7 @@ pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblo
         None => (crate::random_bytes()?, crate::random_bytes()?),
     };
     let created_at_ms = options.fixed_clock_ms.unwrap_or_else(crate::clock_ms);
-    let superblock = Superblock {
-        uuid,
-        path_key,
-        geometry,
-        created_at_ms,
-        is_read_only: false,
-    };
+    let superblock = Superblock { uuid, path_key, geometry, created_at_ms, is_read_only: false };
     let copy_page = superblock.geometry.superblock_copy_page();
     for page_no in [PAGE_SUPERBLOCK, copy_page] {
         // crash here: no superblock, no store: `format` runs again.
@@ -63,13 +57,7 @@ pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblo
     device.flush()?;
     for page_no in [PAGE_SUPERBLOCK, copy_page] {
         // crash here: as above, or one superblock of two, which is enough.
-        write_page(
-            device,
-            &superblock,
-            page_no,
-            PageKind::Superblock,
-            superblock.encode(),
-        )?;
+        write_page(device, &superblock, page_no, PageKind::Superblock, superblock.encode())?;
     }
     device.flush()?;
     Ok(superblock)
@@ -77,17 +65,11 @@ pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblo
 
 fn write_first_pages<D: Device>(device: &D, superblock: &Superblock) -> Result<()> {
     let geometry = &superblock.geometry;
-    let first = (1..geometry.segment_count)
-        .find(|s| geometry.is_data_segment(*s))
-        .unwrap_or_default();
+    let first = (1..geometry.segment_count).find(|s| geometry.is_data_segment(*s)).unwrap_or_default();
     let (table_page, position) = geometry.table_slot(first);
     let mut table = Page::empty();
-    let entry = TableEntry {
-        generation: 1,
-        state: SegmentState::Open,
-        first_seq: 1,
-        ..TableEntry::default()
-    };
+    let entry =
+        TableEntry { generation: 1, state: SegmentState::Open, first_seq: 1, ..TableEntry::default() };
     table::set_entry(&mut table, position, &entry);
     let lease = Lease {
         epoch: 0,
@@ -97,18 +79,9 @@ fn write_first_pages<D: Device>(device: &D, superblock: &Superblock) -> Result<(
         guest_name: String::new(),
     };
     let block = geometry.first_block(first);
-    let replay = LogPosition {
-        seq: 0,
-        block,
-        generation: 1,
-        prev_hash: superblock.genesis_hash(),
-        summary_block: 0,
-    };
-    let head = Head {
-        replay,
-        published_seq: 0,
-        end_block: block,
-    };
+    let replay =
+        LogPosition { seq: 0, block, generation: 1, prev_hash: superblock.genesis_hash(), summary_block: 0 };
+    let head = Head { replay, published_seq: 0, end_block: block };
     // crash here: no superblock yet, no store.
     write_page(device, superblock, table_page, PageKind::Table, table)?;
     write_page(device, superblock, PAGE_LEASE, PageKind::Lease, lease.encode())?;
@@ -123,11 +96,7 @@ fn write_page<D: Device>(
     kind: PageKind,
     page: Page,
 ) -> Result<()> {
-    let page = Page {
-        version: 1,
-        slot: 0,
-        ..page
-    };
+    let page = Page { version: 1, slot: 0, ..page };
     let mut both = AlignedBuf::zeroed(2);
     let slot = encode_slot(superblock.store_id(), page_no, kind, &page);
     both.as_mut_slice()[..slot.as_slice().len()].copy_from_slice(slot.as_slice());

@@ -66,9 +66,7 @@ impl IndexPage {
         let count = usize::from(page.count);
         let raw =
             <[EntryRaw]>::ref_from_bytes(page.body.as_slice()).map_err(|_| corrupt("size".to_owned()))?;
-        let raw = raw
-            .get(..count)
-            .ok_or_else(|| corrupt(format!("{count} entries")))?;
+        let raw = raw.get(..count).ok_or_else(|| corrupt(format!("{count} entries")))?;
         let mut entries = Vec::with_capacity(count);
         for raw in raw {
             let entry = Entry {
@@ -83,21 +81,14 @@ impl IndexPage {
             }
             entries.push(entry);
         }
-        Ok(Self {
-            is_spilled: page.aux[0] & AUX_SPILLED != 0,
-            entries,
-        })
+        Ok(Self { is_spilled: page.aux[0] & AUX_SPILLED != 0, entries })
     }
 
     /// Writes the entries into a page; version and slot stay as they are.
     pub fn encode(&self, page: &mut Page) {
         assert!(self.entries.len() <= ENTRIES_MAX, "a page holds 126 entries");
         page.body.fill(0);
-        for (raw, entry) in page
-            .body
-            .chunks_exact_mut(size_of::<EntryRaw>())
-            .zip(&self.entries)
-        {
+        for (raw, entry) in page.body.chunks_exact_mut(size_of::<EntryRaw>()).zip(&self.entries) {
             let value = EntryRaw {
                 tag: U64::new(entry.tag),
                 first_block: U64::new(entry.block),
@@ -142,12 +133,7 @@ pub fn search(
         let (page, is_damaged) = load(page_no)?;
         found.pages.push(page_no);
         found.is_damaged |= is_damaged;
-        found.entries.extend(
-            page.entries
-                .iter()
-                .filter(|e| e.tag == tag)
-                .map(|e| (page_no, *e)),
-        );
+        found.entries.extend(page.entries.iter().filter(|e| e.tag == tag).map(|e| (page_no, *e)));
         if found.room.is_none() && page.entries.len() < ENTRIES_MAX {
             found.room = Some(page_no);
         }

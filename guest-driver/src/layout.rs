@@ -98,9 +98,7 @@ impl Geometry {
     pub fn plan(size_bytes: u64, segment_bytes: Option<u64>, zone_segments: u64) -> Result<Self> {
         let segment_bytes = segment_bytes.unwrap_or_else(|| default_segment_bytes(size_bytes));
         if !segment_bytes.is_power_of_two() {
-            return Err(Error::BadGeometry(format!(
-                "segment size {segment_bytes} is not a power of two"
-            )));
+            return Err(Error::BadGeometry(format!("segment size {segment_bytes} is not a power of two")));
         }
         let mut segment_count = size_bytes / segment_bytes;
         if zone_segments >= 2 && segment_count > 1 && (segment_count - 1) % zone_segments == 1 {
@@ -111,10 +109,7 @@ impl Geometry {
             segment_bytes,
             segment_count,
             zone_segments,
-            regions: vec![Region {
-                first_segment: 1,
-                zones,
-            }],
+            regions: vec![Region { first_segment: 1, zones }],
         };
         geometry.check(size_bytes)?;
         Ok(geometry)
@@ -163,10 +158,7 @@ impl Geometry {
 
     fn check_regions(&self) -> Result<()> {
         if self.regions.is_empty() || self.regions.len() > REGION_COUNT_MAX {
-            return Err(Error::BadGeometry(format!(
-                "{} index regions",
-                self.regions.len()
-            )));
+            return Err(Error::BadGeometry(format!("{} index regions", self.regions.len())));
         }
         let mut next_free = 1;
         for region in &self.regions {
@@ -247,9 +239,7 @@ impl Geometry {
         let segment = self.segment_of(block);
         self.is_data_segment(segment)
             && blocks > 0
-            && block
-                .checked_add(u64::from(blocks))
-                .is_some_and(|end| end <= self.end_block(segment))
+            && block.checked_add(u64::from(blocks)).is_some_and(|end| end <= self.end_block(segment))
     }
 
     /// Page number and position in the page of a segment's table entry.
@@ -338,25 +328,14 @@ mod tests {
     #[test]
     fn every_block_of_a_zone_has_one_owner() {
         let g = Geometry::plan(300 << 20, Some(1 << 20), 128).unwrap();
-        assert_eq!(
-            g.regions,
-            vec![Region {
-                first_segment: 1,
-                zones: 3
-            }]
-        );
-        let index: Vec<u64> = (0..g.segment_count)
-            .filter(|s| *s > 0 && !g.is_data_segment(*s))
-            .collect();
+        assert_eq!(g.regions, vec![Region { first_segment: 1, zones: 3 }]);
+        let index: Vec<u64> = (0..g.segment_count).filter(|s| *s > 0 && !g.is_data_segment(*s)).collect();
         assert_eq!(index, vec![1, 129, 257]);
         assert_eq!(g.data_segment_count(), 296);
         assert_eq!(g.index_pages().count(), 3 * 128);
         for hash in [0, 1, 127, 128, 383, 384, u64::MAX] {
             let page = g.home_page(&g.regions[0], hash);
-            assert!(
-                index.contains(&(page / g.pages_per_segment())),
-                "hash {hash} page {page}"
-            );
+            assert!(index.contains(&(page / g.pages_per_segment())), "hash {hash} page {page}");
             assert!(index.contains(&(g.spill_page(page) / g.pages_per_segment())));
         }
         assert_eq!(g.spill_page(255), 128, "spilling stays in the index segment");

@@ -64,10 +64,7 @@ pub use writer::{Put, Stored, Writer, WriterOptions};
 #[must_use]
 pub fn clock_ms() -> u64 {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since_1970
-        .ok()
-        .and_then(|d| u64::try_from(d.as_millis()).ok())
-        .unwrap_or_default()
+    since_1970.ok().and_then(|d| u64::try_from(d.as_millis()).ok()).unwrap_or_default()
 }
 
 /// Random bytes of the operating system.

@@ -37,9 +37,7 @@ pub(crate) fn read_summary<D: Device>(
         return Ok((header, descriptor, Vec::new()));
     }
     let buf: AlignedBuf = read_blocks(device, block, header.blocks)?;
-    let data = header
-        .data(buf.as_slice())
-        .map_err(|fault| corrupt(&fault.to_string()))?;
+    let data = header.data(buf.as_slice()).map_err(|fault| corrupt(&fault.to_string()))?;
     let items = decode_items(data).ok_or_else(|| corrupt("list"))?;
     Ok((header, descriptor, items))
 }
@@ -105,19 +103,11 @@ impl<F: FnMut(Locator) -> Result<()>> Newest<'_, F> {
             return Ok(());
         }
         let path = ReceiptPath::from_bytes(&item.path)?;
-        let Item {
-            seq, block, blocks, ..
-        } = item;
+        let Item { seq, block, blocks, .. } = item;
         if item.is_replacement {
             self.replaced.insert(item.path);
         }
-        (self.visit)(Locator {
-            path,
-            block,
-            blocks,
-            generation,
-            seq,
-        })
+        (self.visit)(Locator { path, block, blocks, generation, seq })
     }
 }
 
@@ -136,15 +126,8 @@ impl<D: Device> Reader<D> {
         let control = Control::read(device, superblock)?;
         let replay = &control.head.replay;
         let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
-        let mut newest = Newest {
-            prefix,
-            replaced: HashSet::new(),
-            visit,
-        };
-        for header in open_end(device, superblock, &control.head, control.head_page.epoch)?
-            .iter()
-            .rev()
-        {
+        let mut newest = Newest { prefix, replaced: HashSet::new(), visit };
+        for header in open_end(device, superblock, &control.head, control.head_page.epoch)?.iter().rev() {
             if header.kind == Kind::Put {
                 newest.see(Item::of(header), header.generation)?;
             }
@@ -208,10 +191,7 @@ impl<D: Device> Reader<D> {
         let superblock = self.superblock()?;
         let used = used_segments(self.device(), superblock)?;
         Ok(Usage {
-            free_segments: superblock
-                .geometry
-                .data_segment_count()
-                .saturating_sub(used.len() as u64),
+            free_segments: superblock.geometry.data_segment_count().saturating_sub(used.len() as u64),
             live: used.iter().map(|(_, entry)| u64::from(entry.live)).sum(),
         })
     }

@@ -25,11 +25,7 @@ pub struct Locator {
 
 impl std::fmt::Display for Locator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}@{}.{}.{}.{}",
-            self.path, self.block, self.blocks, self.generation, self.seq
-        )
+        write!(f, "{}@{}.{}.{}.{}", self.path, self.block, self.blocks, self.generation, self.seq)
     }
 }
 
@@ -63,10 +59,7 @@ impl Locator {
     /// A device error other than an address beyond the end, or [`Error::CorruptReceipt`].
     pub fn read<D: Device>(&self, device: &D) -> Result<Option<Receipt>> {
         let bytes = u64::from(self.blocks) * BLOCK_BYTES;
-        let end = self
-            .block
-            .checked_mul(BLOCK_BYTES)
-            .and_then(|start| start.checked_add(bytes));
+        let end = self.block.checked_mul(BLOCK_BYTES).and_then(|start| start.checked_add(bytes));
         if bytes == 0
             || bytes > DATA_BYTES_MAX + BLOCK_BYTES
             || end.is_none_or(|end| end > device.size_bytes())
@@ -84,12 +77,10 @@ impl Locator {
         if !is_same {
             return Ok(None);
         }
-        Receipt::verified(self.path.clone(), header, buf)
-            .map(Some)
-            .map_err(|fault| Error::CorruptReceipt {
-                path: self.path.to_string(),
-                fact: format!("record at block {}: {fault}", self.block),
-            })
+        Receipt::verified(self.path.clone(), header, buf).map(Some).map_err(|fault| Error::CorruptReceipt {
+            path: self.path.to_string(),
+            fact: format!("record at block {}: {fault}", self.block),
+        })
     }
 }
 

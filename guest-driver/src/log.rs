@@ -85,11 +85,7 @@ pub fn read_header<D: Device>(
     device.read(block_offset(block), buf.as_mut_slice())?;
     let parsed = Header::parse(buf.as_slice());
     Ok(parsed.and_then(|(h, hash)| {
-        if h.block == block {
-            Ok((h, hash))
-        } else {
-            Err(RecordFault::BadField("self_block"))
-        }
+        if h.block == block { Ok((h, hash)) } else { Err(RecordFault::BadField("self_block")) }
     }))
 }
 
@@ -159,11 +155,7 @@ impl Tail {
                 self.pending.clear();
                 self.pending_bytes = 0;
                 self.blocks_since_summary = 0;
-                self.summary_block = if header.kind == Kind::Seal {
-                    0
-                } else {
-                    header.block
-                };
+                self.summary_block = if header.kind == Kind::Seal { 0 } else { header.block };
             }
         }
         self.cursor.step(header, hash, geometry);
@@ -172,9 +164,7 @@ impl Tail {
     /// Blocks of the open segment that hold nothing yet.
     #[must_use]
     pub fn room_blocks(&self, geometry: &Geometry) -> u64 {
-        geometry
-            .end_block(geometry.segment_of(self.cursor.block))
-            .saturating_sub(self.cursor.block)
+        geometry.end_block(geometry.segment_of(self.cursor.block)).saturating_sub(self.cursor.block)
     }
 
     /// Whether a record with a path fits, with the Seal over everything pending behind it.
@@ -229,9 +219,7 @@ pub fn load_tail<D: Device>(
         let (header, _) = read_header(device, block)?
             .map_err(|fault| Error::Corrupt(format!("record at block {block}: {fault}")))?;
         if header.generation != position.generation || header.seq > position.seq {
-            return Err(Error::Corrupt(format!(
-                "record at block {block} is of another time"
-            )));
+            return Err(Error::Corrupt(format!("record at block {block} is of another time")));
         }
         if header.kind == Kind::Put {
             tail.note(&header);
@@ -242,10 +230,7 @@ pub fn load_tail<D: Device>(
         block += u64::from(header.blocks);
     }
     if block != position.block {
-        return Err(Error::Corrupt(format!(
-            "records overlap block {}",
-            position.block
-        )));
+        return Err(Error::Corrupt(format!("records overlap block {}", position.block)));
     }
     Ok(tail)
 }

@@ -174,10 +174,7 @@ pub fn read_page<D: Device>(device: &D, id: PageId) -> Result<(Page, u64)> {
         }
         previous = Some(buf.clone());
     }
-    Err(Error::Corrupt(format!(
-        "page {} changes faster than it can be read",
-        id.page_no
-    )))
+    Err(Error::Corrupt(format!("page {} changes faster than it can be read", id.page_no)))
 }
 
 /// The newest valid slot of 8192 bytes, and whether a slot is torn.
@@ -207,11 +204,7 @@ fn classify(bytes: &[u8], id: PageId, slot: u8) -> Slot {
     let store_id = header.store_id.get();
     let is_whole = header.magic == SLOT_MAGIC && crc32c::crc32c(&bytes[8..]) == header.crc32c.get();
     if !is_whole {
-        return if has_trace(bytes, header, id) {
-            Slot::Torn
-        } else {
-            Slot::Empty
-        };
+        return if has_trace(bytes, header, id) { Slot::Torn } else { Slot::Empty };
     }
     if id.store_id.is_some_and(|ours| ours != store_id) {
         return Slot::Empty;
@@ -246,10 +239,7 @@ fn has_trace(bytes: &[u8], header: &SlotHeader, id: PageId) -> bool {
     }
     let mut patched = *header; // a slot that only lost its store id
     patched.store_id = U64::new(ours);
-    let crc = crc32c::crc32c_append(
-        crc32c::crc32c(&patched.as_bytes()[8..]),
-        &bytes[SLOT_HEADER_BYTES..],
-    );
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&patched.as_bytes()[8..]), &bytes[SLOT_HEADER_BYTES..]);
     header.magic == SLOT_MAGIC && crc == header.crc32c.get()
 }
 
@@ -257,19 +247,10 @@ fn has_trace(bytes: &[u8], header: &SlotHeader, id: PageId) -> bool {
 mod tests {
     use super::*;
 
-    const ID: PageId = PageId {
-        store_id: Some(42),
-        page_no: 7,
-        kind: PageKind::Index,
-    };
+    const ID: PageId = PageId { store_id: Some(42), page_no: 7, kind: PageKind::Index };
 
     fn slot(store_id: u64, version: u64) -> AlignedBuf {
-        let mut page = Page {
-            version,
-            epoch: 3,
-            count: 1,
-            ..Page::empty()
-        };
+        let mut page = Page { version, epoch: 3, count: 1, ..Page::empty() };
         page.body.fill(0x5a);
         encode_slot(store_id, 7, PageKind::Index, &page)
     }
@@ -310,10 +291,7 @@ mod tests {
     fn slots_of_another_place_or_kind_do_not_count() {
         let other = PageId { page_no: 8, ..ID };
         assert!(newest(&pair(&slot(42, 4), &slot(42, 5)), other).1);
-        let other = PageId {
-            kind: PageKind::Table,
-            ..ID
-        };
+        let other = PageId { kind: PageKind::Table, ..ID };
         assert_eq!(newest(&pair(&slot(42, 4), &slot(42, 5)), other).0.0.version, 0);
     }
 
@@ -333,11 +311,7 @@ mod tests {
         }
         fn read(&self, _: u64, buf: &mut [u8]) -> crate::device::DeviceResult<()> {
             let mut states = self.0.borrow_mut();
-            let state = if states.len() > 1 {
-                states.remove(0)
-            } else {
-                states[0].clone()
-            };
+            let state = if states.len() > 1 { states.remove(0) } else { states[0].clone() };
             buf.copy_from_slice(&state);
             Ok(())
         }
@@ -354,11 +328,8 @@ mod tests {
         // Slot 0 was read as version 5; then 6 (slot 1) was acknowledged, 7 written to slot 0, and 8 is on its way.
         let mut torn = slot(42, 8);
         torn.as_mut_slice()[3000] ^= 1;
-        let states = vec![
-            pair(&slot(42, 5), &torn),
-            pair(&slot(42, 7), &torn),
-            pair(&slot(42, 7), &slot(42, 8)),
-        ];
+        let states =
+            vec![pair(&slot(42, 5), &torn), pair(&slot(42, 7), &torn), pair(&slot(42, 7), &slot(42, 8))];
         let (page, _) = read_page(&Scripted(states.into()), ID).unwrap();
         assert_eq!((page.version, page.is_damaged), (8, false));
         let stable = vec![pair(&slot(42, 7), &torn)];

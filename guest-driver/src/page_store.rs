@@ -53,20 +53,14 @@ impl PageStore {
             return Ok(page);
         }
         if !self.pages.contains_key(&page_no) {
-            let id = PageId {
-                store_id: Some(self.store_id),
-                page_no,
-                kind,
-            };
+            let id = PageId { store_id: Some(self.store_id), page_no, kind };
             let (page, _) = read_page(device, id)?;
             if page.is_damaged && !self.accepts_damaged {
                 return Err(Error::Corrupt(format!("page {page_no} has a damaged slot")));
             }
             self.pages.insert(page_no, page);
         }
-        self.pages
-            .get(&page_no)
-            .ok_or_else(|| Error::Corrupt(format!("page {page_no} is not cached")))
+        self.pages.get(&page_no).ok_or_else(|| Error::Corrupt(format!("page {page_no} is not cached")))
     }
 
     /// The page for changing.
@@ -95,35 +89,17 @@ impl PageStore {
     /// # Errors
     /// A device error.
     pub fn write<D: Device>(&mut self, device: &D, page_no: u64, kind: PageKind, page: Page) -> Result<()> {
-        assert!(
-            self.written_since_flush.insert(page_no),
-            "page {page_no} written twice between two flushes"
-        );
-        let id = PageId {
-            store_id: Some(self.store_id),
-            page_no,
-            kind,
-        };
+        assert!(self.written_since_flush.insert(page_no), "page {page_no} written twice between two flushes");
+        let id = PageId { store_id: Some(self.store_id), page_no, kind };
         let (version, slot) = match self.pages.get(&page_no) {
             Some(old) => (old.version, old.slot),
             None => read_page(device, id).map(|(old, _)| (old.version, old.slot))?,
         };
-        let version = version
-            .checked_add(1)
-            .ok_or_else(|| Error::Corrupt("page version".to_owned()))?;
-        let page = Page {
-            version,
-            slot: 1 - slot,
-            epoch: self.epoch,
-            is_damaged: false,
-            ..page
-        };
+        let version = version.checked_add(1).ok_or_else(|| Error::Corrupt("page version".to_owned()))?;
+        let page = Page { version, slot: 1 - slot, epoch: self.epoch, is_damaged: false, ..page };
         let bytes = encode_slot(self.store_id, page_no, kind, &page);
         // crash here: this slot may be torn; the other one is durable and the page's change is in the replay window.
-        device.write(
-            page_offset(page_no) + u64::from(page.slot) * BLOCK_BYTES,
-            bytes.as_slice(),
-        )?;
+        device.write(page_offset(page_no) + u64::from(page.slot) * BLOCK_BYTES, bytes.as_slice())?;
         self.pages.insert(page_no, page);
         Ok(())
     }
@@ -146,9 +122,7 @@ impl PageStore {
 
     /// Page numbers and pages with staged changes.
     pub fn staged(&self) -> impl Iterator<Item = (u64, PageKind, &Page)> {
-        self.staged
-            .iter()
-            .map(|(page_no, (kind, page))| (*page_no, *kind, page))
+        self.staged.iter().map(|(page_no, (kind, page))| (*page_no, *kind, page))
     }
 
     /// Forgets clean pages when there are too many.

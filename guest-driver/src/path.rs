@@ -17,10 +17,7 @@ impl ReceiptPath {
         let path = text.strip_prefix('/').unwrap_or(text);
         match broken_rule(path) {
             None => Ok(Self(path.to_owned())),
-            Some(reason) => Err(Error::BadPath {
-                path: text.chars().take(200).collect(),
-                reason,
-            }),
+            Some(reason) => Err(Error::BadPath { path: text.chars().take(200).collect(), reason }),
         }
     }
 
@@ -31,10 +28,9 @@ impl ReceiptPath {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         match std::str::from_utf8(bytes) {
             Ok(text) => Self::new(text),
-            Err(_) => Err(Error::BadPath {
-                path: String::from_utf8_lossy(bytes).into_owned(),
-                reason: "not UTF-8",
-            }),
+            Err(_) => {
+                Err(Error::BadPath { path: String::from_utf8_lossy(bytes).into_owned(), reason: "not UTF-8" })
+            }
         }
     }
 
@@ -88,10 +84,7 @@ impl PathHash {
             bytes.copy_from_slice(c);
             u64::from_le_bytes(bytes)
         });
-        Self {
-            bucket: halves.next().unwrap_or_default(),
-            tag: halves.next().unwrap_or_default(),
-        }
+        Self { bucket: halves.next().unwrap_or_default(), tag: halves.next().unwrap_or_default() }
     }
 }
 
@@ -101,15 +94,9 @@ mod tests {
 
     #[test]
     fn path_rules() {
-        for good in [
-            "a",
-            "/a",
-            "a/b.png",
-            "2026/11/回单.png",
-            "a b/c@d",
-            ".hidden/..x/...",
-            &"x".repeat(1024),
-        ] {
+        for good in
+            ["a", "/a", "a/b.png", "2026/11/回单.png", "a b/c@d", ".hidden/..x/...", &"x".repeat(1024)]
+        {
             assert!(ReceiptPath::new(good).is_ok(), "{good}");
         }
         assert_eq!(ReceiptPath::new("/a/b").unwrap().as_str(), "a/b");

@@ -8,6 +8,7 @@ use crate::layout::BLOCK_BYTES_USIZE;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
@@ -38,12 +39,15 @@ impl RawDevice {
         let exclusive = if is_block { OFlags::EXCL } else { OFlags::empty() };
         let device = Self::open(path, OFlags::RDWR | exclusive).map_err(|errno| match errno {
             Errno::BUSY => Error::Busy { name: name.clone() },
-            Errno::ROFS | Errno::ACCESS | Errno::PERM => Error::ReadOnly {
-                name: name.clone(),
-                reason: std::io::Error::from(errno).to_string(),
-            },
+            Errno::ROFS | Errno::ACCESS | Errno::PERM => {
+                Error::ReadOnly { name: name.clone(), reason: std::io::Error::from(errno).to_string() }
+            }
             errno => cannot_open(path, errno),
         })?;
+        if is_block && is_read_only(&device.file) {
+            let reason = "the disk is read-only here".into();
+            return Err(Error::ReadOnly { name, reason });
+        }
         match rustix::fs::flock(&device.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(device),
             Err(Errno::WOULDBLOCK) => Err(Error::Busy { name }),
@@ -62,11 +66,7 @@ impl RawDevice {
             Err(errno) => return Err(errno),
         };
         let size_bytes = rustix::fs::seek(&fd, rustix::fs::SeekFrom::End(0))?;
-        Ok(Self {
-            file: File::from(fd),
-            size_bytes,
-            is_direct,
-        })
+        Ok(Self { file: File::from(fd), size_bytes, is_direct })
     }
 
     /// Whether the page cache is bypassed.
@@ -80,11 +80,19 @@ impl RawDevice {
     }
 }
 
+/// `BLKROGET` of linux/fs.h, `_IO(0x12, 94)`.
+const BLKROGET: libc::Ioctl = 0x125e;
+
+/// Whether the kernel refuses writes to this block device. Opening a read-only virtio disk for writing succeeds.
+fn is_read_only(file: &File) -> bool {
+    let mut flag: libc::c_int = 0;
+    // SAFETY: the descriptor is open, and the request writes one `int` to a place of that type.
+    let answer = unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &raw mut flag) };
+    answer == 0 && flag != 0
+}
+
 fn cannot_open(path: &Path, errno: Errno) -> Error {
-    Error::CannotOpen {
-        name: path.display().to_string(),
-        source: errno.into(),
-    }
+    Error::CannotOpen { name: path.display().to_string(), source: errno.into() }
 }
 
 impl Device for RawDevice {
@@ -103,12 +111,7 @@ impl Device for RawDevice {
             buf.copy_from_slice(aligned.as_slice());
             done
         };
-        done.map_err(|source| DeviceError {
-            op: DeviceOp::Read,
-            offset_bytes,
-            len_bytes,
-            source,
-        })
+        done.map_err(|source| DeviceError { op: DeviceOp::Read, offset_bytes, len_bytes, source })
     }
 
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
@@ -121,12 +124,7 @@ impl Device for RawDevice {
             aligned.as_mut_slice().copy_from_slice(buf);
             self.file.write_all_at(aligned.as_slice(), offset_bytes)
         };
-        done.map_err(|source| DeviceError {
-            op: DeviceOp::Write,
-            offset_bytes,
-            len_bytes,
-            source,
-        })
+        done.map_err(|source| DeviceError { op: DeviceOp::Write, offset_bytes, len_bytes, source })
     }
 
     fn flush(&self) -> DeviceResult<()> {

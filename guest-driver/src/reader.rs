@@ -44,19 +44,13 @@ impl Receipt {
     pub fn data(&self) -> &[u8] {
         let start = self.header.len_bytes();
         let len = usize::try_from(self.header.data_len).unwrap_or_default();
-        self.buf
-            .as_slice()
-            .get(start..start.saturating_add(len))
-            .unwrap_or_default()
+        self.buf.as_slice().get(start..start.saturating_add(len)).unwrap_or_default()
     }
 
     /// What is known about them.
     #[must_use]
     pub fn stat(&self) -> Stat {
-        Stat {
-            path: self.path.clone(),
-            header: self.header.clone(),
-        }
+        Stat { path: self.path.clone(), header: self.header.clone() }
     }
 }
 
@@ -103,12 +97,7 @@ enum Attempt<T> {
 impl<D: Device> Reader<D> {
     /// A reader of `device`; `name` is for messages. Nothing is read yet.
     pub fn new(device: D, name: &str) -> Self {
-        Self {
-            device,
-            name: name.to_owned(),
-            superblock: OnceLock::new(),
-            window: Mutex::default(),
-        }
+        Self { device, name: name.to_owned(), superblock: OnceLock::new(), window: Mutex::default() }
     }
 
     /// The superblock, read once.
@@ -151,15 +140,10 @@ impl<D: Device> Reader<D> {
     pub fn get_version(&self, path: &ReceiptPath, version: u16) -> Result<Receipt> {
         let mut stat = self.stat(path)?;
         if version == 0 || version > stat.header.version {
-            return Err(Error::NotFound {
-                path: format!("{path} version {version}"),
-            });
+            return Err(Error::NotFound { path: format!("{path} version {version}") });
         }
         while stat.header.version > version {
-            let (block, seq) = (
-                stat.header.previous_version_block,
-                stat.header.previous_version_seq,
-            );
+            let (block, seq) = (stat.header.previous_version_block, stat.header.previous_version_seq);
             let corrupt = |fact: &str| Error::CorruptReceipt {
                 path: path.to_string(),
                 fact: format!("older version at block {block}: {fact}"),
@@ -214,10 +198,7 @@ impl<D: Device> Reader<D> {
                 Attempt::Miss(found) => return Err(self.why_missing(superblock, path, &control, &found)?),
             }
         }
-        Err(Error::CorruptReceipt {
-            path: path.to_string(),
-            fact,
-        })
+        Err(Error::CorruptReceipt { path: path.to_string(), fact })
     }
 
     fn attempt<T>(
@@ -242,9 +223,7 @@ impl<D: Device> Reader<D> {
         let mut all = Found::default();
         for region in geometry.regions.iter().rev() {
             let home = geometry.home_page(region, hash.bucket);
-            let found = search(geometry, home, hash.tag, |page_no| {
-                self.index_page(superblock, page_no)
-            })?;
+            let found = search(geometry, home, hash.tag, |page_no| self.index_page(superblock, page_no))?;
             all.entries.extend(found.entries);
             all.pages.extend(found.pages);
             all.is_damaged |= found.is_damaged;
@@ -254,16 +233,9 @@ impl<D: Device> Reader<D> {
 
     /// One index page and whether a slot of it is damaged: one device read of 8 KiB.
     pub(crate) fn index_page(&self, superblock: &Superblock, page_no: u64) -> Result<(IndexPage, bool)> {
-        let id = PageId {
-            store_id: Some(superblock.store_id()),
-            page_no,
-            kind: PageKind::Index,
-        };
+        let id = PageId { store_id: Some(superblock.store_id()), page_no, kind: PageKind::Index };
         let (page, _) = read_page(&self.device, id)?;
-        Ok((
-            IndexPage::decode(&page, page_no, &superblock.geometry)?,
-            page.is_damaged,
-        ))
+        Ok((IndexPage::decode(&page, page_no, &superblock.geometry)?, page.is_damaged))
     }
 
     fn why_missing(
@@ -283,10 +255,7 @@ impl<D: Device> Reader<D> {
         }
         let is_rot = found.is_damaged && (control.is_closed() || !window.explains(superblock, &found.pages));
         Ok(if is_rot {
-            Error::CorruptReceipt {
-                path: name,
-                fact: "its index page has a damaged slot".to_owned(),
-            }
+            Error::CorruptReceipt { path: name, fact: "its index page has a damaged slot".to_owned() }
         } else {
             Error::NotFound { path: name }
         })
@@ -315,10 +284,7 @@ impl<D: Device> Reader<D> {
             Err(fault) => return Ok(mismatch(entry, &fault.to_string())),
         };
         Ok(match check(path, entry, &header) {
-            Attempt::Hit(()) => Attempt::Hit(Stat {
-                path: path.clone(),
-                header,
-            }),
+            Attempt::Hit(()) => Attempt::Hit(Stat { path: path.clone(), header }),
             Attempt::Mismatch(fact) => Attempt::Mismatch(fact),
             Attempt::Miss(found) => Attempt::Miss(found),
         })

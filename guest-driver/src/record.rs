@@ -39,9 +39,7 @@ impl Kind {
     }
 
     fn from_number(number: u8) -> Option<Self> {
-        [Self::Put, Self::Summary, Self::Seal]
-            .into_iter()
-            .find(|k| k.number() == number)
+        [Self::Put, Self::Summary, Self::Seal].into_iter().find(|k| k.number() == number)
     }
 }
 
@@ -226,11 +224,7 @@ impl Header {
     }
 
     fn check(&self) -> Result<(), RecordFault> {
-        let meta_max = if self.kind == Kind::Put {
-            PATH_BYTES_MAX
-        } else {
-            DESCRIPTOR_BYTES_MAX
-        };
+        let meta_max = if self.kind == Kind::Put { PATH_BYTES_MAX } else { DESCRIPTOR_BYTES_MAX };
         if self.meta.is_empty() || self.meta.len() > meta_max {
             return Err(RecordFault::BadField("path_len"));
         }
@@ -322,16 +316,10 @@ pub(crate) mod tests {
             Header::parse(&bad.encode()).unwrap_err()
         };
         assert_eq!(fault(|h| h.blocks = 2), RecordFault::BadField("blocks"));
-        assert_eq!(
-            fault(|h| h.data_len = u64::MAX),
-            RecordFault::BadField("data_len")
-        );
+        assert_eq!(fault(|h| h.data_len = u64::MAX), RecordFault::BadField("data_len"));
         assert_eq!(fault(|h| h.seq = 0), RecordFault::BadField("seq"));
         assert_eq!(fault(|h| h.version = 0), RecordFault::BadField("version"));
-        assert_eq!(
-            fault(|h| h.meta = vec![b'x'; 1025]),
-            RecordFault::BadField("path_len")
-        );
+        assert_eq!(fault(|h| h.meta = vec![b'x'; 1025]), RecordFault::BadField("path_len"));
     }
 
     #[test]

@@ -46,12 +46,7 @@ impl<D: Device> Writer<D> {
         // crash here: the older lease counts and no record carries the new epoch; both slots torn means the same.
         pages.write(&device, PAGE_LEASE, PageKind::Lease, lease.encode())?;
         pages.flush(&device)?;
-        let tail = load_tail(
-            &device,
-            &superblock.geometry,
-            &control.head.replay,
-            control.head_page.epoch,
-        )?;
+        let tail = load_tail(&device, &superblock.geometry, &control.head.replay, control.head_page.epoch)?;
         let mut writer = Self {
             device,
             superblock,
@@ -76,11 +71,8 @@ impl<D: Device> Writer<D> {
             if !is_whole(&self.device, &header)? {
                 break;
             }
-            let mut pages = Pages {
-                device: &self.device,
-                superblock: &self.superblock,
-                store: &mut self.pages,
-            };
+            let mut pages =
+                Pages { device: &self.device, superblock: &self.superblock, store: &mut self.pages };
             pages.apply(&header)?;
             self.tail.advance(&header, hash, &self.superblock.geometry);
             count += 1;
@@ -140,9 +132,7 @@ fn next_header<D: Device>(
         return Ok(None);
     }
     let parsed = read_header(device, cursor.block)?;
-    Ok(parsed
-        .ok()
-        .filter(|(header, _)| cursor.accepts(header, &superblock.geometry)))
+    Ok(parsed.ok().filter(|(header, _)| cursor.accepts(header, &superblock.geometry)))
 }
 
 fn is_whole<D: Device>(device: &D, header: &Header) -> Result<bool> {
@@ -154,12 +144,7 @@ fn newest_seq(kind: PageKind, page: &Page, page_no: u64, superblock: &Superblock
     Ok(match kind {
         PageKind::Index => {
             let index = IndexPage::decode(page, page_no, &superblock.geometry)?;
-            index
-                .entries
-                .iter()
-                .map(|entry| entry.seq)
-                .max()
-                .unwrap_or_default()
+            index.entries.iter().map(|entry| entry.seq).max().unwrap_or_default()
         }
         PageKind::Table => table::applied_seq(page),
         _ => 0,
@@ -215,9 +200,8 @@ fn new_lease<D: Device>(
             cursor.epoch
         }
     };
-    let epoch = last_epoch
-        .checked_add(1)
-        .ok_or_else(|| Error::Corrupt("the epochs are used up".to_owned()))?;
+    let epoch =
+        last_epoch.checked_add(1).ok_or_else(|| Error::Corrupt("the epochs are used up".to_owned()))?;
     let writer_uuid = match options.fixed_uuid {
         Some(uuid) => uuid,
         None => crate::random_bytes()?,

@@ -126,18 +126,8 @@ impl Descriptor {
             last_seq: items.last().map_or(0, |i| i.seq),
             next,
             count: u32::try_from(items.len()).unwrap_or(u32::MAX),
-            smallest: items
-                .iter()
-                .map(|i| i.path.as_slice())
-                .min()
-                .unwrap_or_default()
-                .to_vec(),
-            largest: items
-                .iter()
-                .map(|i| i.path.as_slice())
-                .max()
-                .unwrap_or_default()
-                .to_vec(),
+            smallest: items.iter().map(|i| i.path.as_slice()).min().unwrap_or_default().to_vec(),
+            largest: items.iter().map(|i| i.path.as_slice()).max().unwrap_or_default().to_vec(),
         }
     }
 
@@ -236,13 +226,7 @@ mod tests {
     use super::*;
 
     fn item(seq: u64, path: &str) -> Item {
-        Item {
-            seq,
-            block: 600 + seq,
-            blocks: 1,
-            is_replacement: seq > 1,
-            path: path.as_bytes().to_vec(),
-        }
+        Item { seq, block: 600 + seq, blocks: 1, is_replacement: seq > 1, path: path.as_bytes().to_vec() }
     }
 
     #[test]

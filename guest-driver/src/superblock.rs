@@ -120,10 +120,7 @@ impl Superblock {
     pub fn encode(&self) -> Page {
         let mut regions = [RegionRaw::default(); REGION_COUNT_MAX];
         for (raw, region) in regions.iter_mut().zip(&self.geometry.regions) {
-            *raw = RegionRaw {
-                first_segment: U64::new(region.first_segment),
-                zones: U64::new(region.zones),
-            };
+            *raw = RegionRaw { first_segment: U64::new(region.first_segment), zones: U64::new(region.zones) };
         }
         let raw = SuperblockRaw {
             magic: SUPERBLOCK_MAGIC,
@@ -173,20 +170,12 @@ impl Superblock {
             }
             segment_bytes *= 2;
         }
-        Err(first_error.unwrap_or_else(|| Error::NoStore {
-            name: name.to_owned(),
-        }))
+        Err(first_error.unwrap_or_else(|| Error::NoStore { name: name.to_owned() }))
     }
 
     fn read_at<D: Device>(device: &D, page_no: u64) -> Result<Option<Self>> {
-        let (page, store_id) = read_page(
-            device,
-            PageId {
-                store_id: None,
-                page_no,
-                kind: PageKind::Superblock,
-            },
-        )?;
+        let (page, store_id) =
+            read_page(device, PageId { store_id: None, page_no, kind: PageKind::Superblock })?;
         if page.version == 0 {
             return Ok(None);
         }
@@ -201,10 +190,7 @@ impl Superblock {
             return Err(corrupt("no magic".to_owned()));
         }
         if raw.format_major.get() != FORMAT_MAJOR {
-            return Err(Error::NewerFormat {
-                major: raw.format_major.get(),
-                minor: raw.format_minor.get(),
-            });
+            return Err(Error::NewerFormat { major: raw.format_major.get(), minor: raw.format_minor.get() });
         }
         let unknown = raw.feature_incompat.get() & !KNOWN_INCOMPAT;
         if unknown != 0 {
@@ -214,20 +200,15 @@ impl Superblock {
             return Err(corrupt(format!("unknown hash {}", raw.hash_alg)));
         }
         let region_count = usize::try_from(raw.region_count.get()).unwrap_or(usize::MAX);
-        let regions = raw
-            .regions
-            .get(..region_count)
-            .ok_or_else(|| corrupt(format!("{region_count} regions")))?;
+        let regions =
+            raw.regions.get(..region_count).ok_or_else(|| corrupt(format!("{region_count} regions")))?;
         let geometry = Geometry {
             segment_bytes: raw.segment_bytes.get(),
             segment_count: raw.segment_count.get(),
             zone_segments: u64::from(raw.zone_segments.get()),
             regions: regions
                 .iter()
-                .map(|r| Region {
-                    first_segment: r.first_segment.get(),
-                    zones: r.zones.get(),
-                })
+                .map(|r| Region { first_segment: r.first_segment.get(), zones: r.zones.get() })
                 .collect(),
         };
         geometry.check(size_bytes)?;

@@ -69,13 +69,8 @@ struct Walk {
 pub fn verify<D: Device>(reader: &Reader<D>, report: impl FnMut(Finding) -> Result<()>) -> Result<Totals> {
     let superblock = reader.superblock()?;
     let control = Control::read(reader.device(), superblock)?;
-    let mut check = Check {
-        reader,
-        superblock,
-        end_seq: control.head.published_seq,
-        totals: Totals::default(),
-        report,
-    };
+    let mut check =
+        Check { reader, superblock, end_seq: control.head.published_seq, totals: Totals::default(), report };
     if control.lease_page.is_damaged || control.head_page.is_damaged {
         check.found(None, "lease or head", "a slot is damaged")?;
     }
@@ -88,31 +83,19 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
     fn found(&mut self, path: Option<&[u8]>, place: &str, fact: &str) -> Result<()> {
         self.totals.findings += 1;
         let path = path.map(|path| String::from_utf8_lossy(path).into_owned());
-        (self.report)(Finding {
-            path,
-            place: place.to_owned(),
-            fact: fact.to_owned(),
-        })
+        (self.report)(Finding { path, place: place.to_owned(), fact: fact.to_owned() })
     }
 
     fn check_log(&mut self, control: &Control) -> Result<()> {
         let mut segments = used_segments(self.reader.device(), self.superblock)?;
         segments.sort_by_key(|(_, entry)| entry.first_seq);
-        let mut walk = Walk {
-            block: 0,
-            seq: 0,
-            prev_hash: Some(self.superblock.genesis_hash()),
-        };
+        let mut walk = Walk { block: 0, seq: 0, prev_hash: Some(self.superblock.genesis_hash()) };
         for (segment, entry) in segments {
             if entry.first_seq > self.end_seq.max(1) {
                 continue; // opened since
             }
             if entry.first_seq != walk.seq + 1 {
-                let fact = format!(
-                    "begins with sequence {}, expected {}",
-                    entry.first_seq,
-                    walk.seq + 1
-                );
+                let fact = format!("begins with sequence {}, expected {}", entry.first_seq, walk.seq + 1);
                 self.found(None, &format!("segment {segment}"), &fact)?;
                 walk.seq = entry.first_seq.saturating_sub(1);
                 walk.prev_hash = None;
@@ -182,11 +165,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
         let path = (header.kind == Kind::Put).then_some(header.meta.as_slice());
         self.totals.records += 1;
         if header.seq != walk.seq + 1 {
-            self.found(
-                path,
-                &place,
-                &format!("sequence {} follows {}", header.seq, walk.seq),
-            )?;
+            self.found(path, &place, &format!("sequence {} follows {}", header.seq, walk.seq))?;
         }
         if walk.prev_hash.is_some_and(|hash| hash != header.prev_hash) {
             self.found(path, &place, "the chain is broken: hash of the record before")?;
@@ -245,13 +224,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
             };
             for item in items {
                 let path = String::from_utf8_lossy(&item.path).into_owned();
-                known.insert(
-                    item.block,
-                    Known {
-                        path,
-                        blocks: item.blocks,
-                    },
-                );
+                known.insert(item.block, Known { path, blocks: item.blocks });
             }
             if descriptor.previous_block >= block {
                 break;
@@ -331,10 +304,8 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
         let is_named =
             (header.seq, header.generation, header.blocks) == (entry.seq, entry.generation, entry.blocks);
         if !is_named || self.superblock.path_hash(&header.meta).tag != entry.tag {
-            let fact = format!(
-                "the entry for sequence {} at block {} names another record",
-                entry.seq, entry.block
-            );
+            let fact =
+                format!("the entry for sequence {} at block {} names another record", entry.seq, entry.block);
             self.found(Some(&header.meta), &format!("index page {page_no}"), &fact)?;
         }
         Ok(())

@@ -36,12 +36,7 @@ impl<'a> Put<'a> {
     /// A receipt issued today whose path must be new.
     #[must_use]
     pub fn new(path: &'a ReceiptPath, data: &'a [u8]) -> Self {
-        Self {
-            path,
-            data,
-            is_new_version: false,
-            issued_day: None,
-        }
+        Self { path, data, is_new_version: false, issued_day: None }
     }
 }
 
@@ -141,8 +136,7 @@ impl<D: Device> Writer<D> {
         let start = self.tail.position();
         for extent in &batch.extents {
             // crash here: records may be torn or missing; none is acknowledged, recovery ends the log before the first bad one.
-            self.device
-                .write(block_offset(extent.block), extent.buf.as_slice())?;
+            self.device.write(block_offset(extent.block), extent.buf.as_slice())?;
         }
         // crash here: as above; after it the records are durable and recovery re-indexes them from the head.
         self.pages.flush(&self.device)?;
@@ -162,8 +156,7 @@ impl<D: Device> Writer<D> {
         };
         assert!(replay.seq <= head.published_seq, "replay begins before the end");
         // crash here: the older head replays from an earlier place, which changes nothing.
-        self.pages
-            .write(&self.device, PAGE_HEAD, PageKind::Head, head.encode())?;
+        self.pages.write(&self.device, PAGE_HEAD, PageKind::Head, head.encode())?;
         self.head_replay = replay.clone();
         Ok(())
     }
@@ -184,8 +177,7 @@ impl<D: Device> Writer<D> {
         }
         self.lease.is_open = false;
         // crash here: head and lease may each be old or new; pages are durable, so replaying again changes nothing.
-        self.pages
-            .write(&self.device, PAGE_LEASE, PageKind::Lease, self.lease.encode())?;
+        self.pages.write(&self.device, PAGE_LEASE, PageKind::Lease, self.lease.encode())?;
         self.pages.flush(&self.device)
     }
 
@@ -197,9 +189,7 @@ impl<D: Device> Writer<D> {
     /// taken over.
     fn stop(&mut self, error: Error) -> Error {
         self.is_stopped = true;
-        let lease = Control::read(&self.device, &self.superblock)
-            .ok()
-            .and_then(|control| control.lease);
+        let lease = Control::read(&self.device, &self.superblock).ok().and_then(|control| control.lease);
         match lease {
             Some(lease) if lease.epoch > self.lease.epoch => Error::Fenced { epoch: lease.epoch },
             _ => error,
@@ -207,11 +197,7 @@ impl<D: Device> Writer<D> {
     }
 
     fn pages(&mut self) -> Pages<'_, D> {
-        Pages {
-            device: &self.device,
-            superblock: &self.superblock,
-            store: &mut self.pages,
-        }
+        Pages { device: &self.device, superblock: &self.superblock, store: &mut self.pages }
     }
 
     /// Plans one put: everything that can fail comes before the first change.
@@ -223,21 +209,14 @@ impl<D: Device> Writer<D> {
                 return Ok(stored(put.path, header, false));
             }
             if !put.is_new_version {
-                return Err(Error::Exists {
-                    path: put.path.to_string(),
-                    seq: header.seq,
-                });
+                return Err(Error::Exists { path: put.path.to_string(), seq: header.seq });
             }
         } else {
             let hash = self.superblock.path_hash(put.path.as_str().as_bytes());
             self.pages().find_room(hash)?;
         }
-        let version = previous
-            .as_ref()
-            .map_or(Some(1), |header| header.version.checked_add(1));
-        let version = version.ok_or_else(|| Error::TooManyVersions {
-            path: put.path.to_string(),
-        })?;
+        let version = previous.as_ref().map_or(Some(1), |header| header.version.checked_add(1));
+        let version = version.ok_or_else(|| Error::TooManyVersions { path: put.path.to_string() })?;
         if let Some(header) = &previous {
             let segment = self.superblock.geometry.segment_of(header.block);
             self.pages().table_entry(segment)?; // cached now: nothing below reads the device
@@ -291,11 +270,7 @@ impl<D: Device> Writer<D> {
         let alone = blocks.saturating_add(list_blocks((ITEM_BYTES + path_len) as u64));
         if put.data.len() as u64 > limit_bytes || alone > geometry.blocks_per_segment() {
             let data_len_bytes = put.data.len() as u64;
-            return Err(Error::TooLarge {
-                path: put.path.to_string(),
-                data_len_bytes,
-                limit_bytes,
-            });
+            return Err(Error::TooLarge { path: put.path.to_string(), data_len_bytes, limit_bytes });
         }
         let current = geometry.segment_of(batch.tail.cursor.block);
         self.pages().table_entry(current)?;
@@ -309,10 +284,7 @@ impl<D: Device> Writer<D> {
 }
 
 fn corrupt(path: &ReceiptPath, block: u64, fact: &str) -> Error {
-    Error::CorruptReceipt {
-        path: path.to_string(),
-        fact: format!("record at block {block}: {fact}"),
-    }
+    Error::CorruptReceipt { path: path.to_string(), fact: format!("record at block {block}: {fact}") }
 }
 
 fn stored(path: &ReceiptPath, header: &Header, is_new: bool) -> Stored {
@@ -323,11 +295,7 @@ fn stored(path: &ReceiptPath, header: &Header, is_new: bool) -> Stored {
         generation: header.generation,
         seq: header.seq,
     };
-    Stored {
-        locator,
-        version: header.version,
-        is_new,
-    }
+    Stored { locator, version: header.version, is_new }
 }
 
 fn batch_day(ms: u64) -> u64 {

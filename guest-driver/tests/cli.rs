@@ -22,10 +22,7 @@ impl Store {
     /// A file of zeroes.
     fn empty(size_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::File::create(dir.path().join("disk"))
-            .unwrap()
-            .set_len(size_bytes)
-            .unwrap();
+        fs::File::create(dir.path().join("disk")).unwrap().set_len(size_bytes).unwrap();
         Self { dir }
     }
 
@@ -42,11 +39,7 @@ impl Store {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_receipt"));
-        command
-            .arg("--device")
-            .arg(self.path("disk"))
-            .args(args)
-            .stdin(Stdio::null());
+        command.arg("--device").arg(self.path("disk")).args(args).stdin(Stdio::null());
         command
     }
 
@@ -56,12 +49,8 @@ impl Store {
 
     fn run_with_input(&self, args: &[&str], input: &[u8]) -> Output {
         let mut command = self.command(args);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input).unwrap();
         child.wait_with_output().unwrap()
     }
@@ -74,12 +63,7 @@ impl Store {
 
     fn fails(&self, args: &[&str], code: i32) -> String {
         let output = self.run(args);
-        assert_eq!(
-            output.status.code(),
-            Some(code),
-            "{args:?}: {}",
-            text(&output.stderr)
-        );
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", text(&output.stderr));
         text(&output.stderr)
     }
 }
@@ -94,10 +78,7 @@ fn put_get_stat_ls_info() {
     let image = store.file("a.png", &[7; 100_000]);
     assert_eq!(store.ok(&["put", "/2026/a.png", &image]), "2026/a.png\n");
     let locator = store.ok(&["put", "2026/b", &image, "--locator"]);
-    assert!(
-        locator.starts_with("2026/b@") && locator.ends_with(".2\n"),
-        "{locator}"
-    );
+    assert!(locator.starts_with("2026/b@") && locator.ends_with(".2\n"), "{locator}");
     assert_eq!(store.run(&["get", "2026/a.png"]).stdout, [7; 100_000]);
     assert_eq!(store.run(&["get", locator.trim()]).stdout, [7; 100_000]);
     let copy = store.path("copy");
@@ -109,16 +90,10 @@ fn put_get_stat_ls_info() {
     assert_eq!(store.ok(&["ls", "2026/"]), "2026/b\n2026/a.png\n");
     assert!(store.ok(&["stat", "2026/a.png"]).contains("size_bytes: 100000"));
     let info: serde_json::Value = serde_json::from_str(&store.ok(&["info", "--json"])).unwrap();
-    assert_eq!(
-        (info["receipts"].as_u64(), info["last_seq"].as_u64()),
-        (Some(3), Some(3))
-    );
+    assert_eq!((info["receipts"].as_u64(), info["last_seq"].as_u64()), (Some(3), Some(3)));
     assert_eq!(info["writer_is_open"], false);
     let stat: serde_json::Value = serde_json::from_str(&store.ok(&["stat", "stdin", "--json"])).unwrap();
-    assert_eq!(
-        stat["blake3"].as_str().unwrap(),
-        blake3::hash(b"typed").to_hex().as_str()
-    );
+    assert_eq!(stat["blake3"].as_str().unwrap(), blake3::hash(b"typed").to_hex().as_str());
 }
 
 #[test]
@@ -126,18 +101,11 @@ fn versions() {
     let store = Store::new();
     let (one, two) = (store.file("1", b"one"), store.file("2", b"two"));
     store.ok(&["put", "a", &one]);
-    assert_eq!(
-        store.ok(&["put", "a", &one]),
-        "a\n",
-        "the same data again is no error"
-    );
+    assert_eq!(store.ok(&["put", "a", &one]), "a\n", "the same data again is no error");
     assert!(store.fails(&["put", "a", &two], 8).contains("--new-version"));
     let line = store.ok(&["put", "a", &two, "--new-version", "--json"]);
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(
-        (line["version"].as_u64(), line["new"].as_bool()),
-        (Some(2), Some(true))
-    );
+    assert_eq!((line["version"].as_u64(), line["new"].as_bool()), (Some(2), Some(true)));
     assert_eq!(store.ok(&["get", "a"]), "two");
     assert_eq!(store.ok(&["get", "a", "--version", "1"]), "one");
     store.fails(&["get", "a", "--version", "3"], 3);
@@ -147,10 +115,7 @@ fn versions() {
 fn batches_of_a_folder_and_of_a_list() {
     let store = Store::new();
     for number in 0..300_u32 {
-        store.file(
-            &format!("in/{}/{number}", number % 3),
-            &number.to_le_bytes().repeat(500),
-        );
+        store.file(&format!("in/{}/{number}", number % 3), &number.to_le_bytes().repeat(500));
     }
     let input = store.path("in");
     let printed = store.ok(&["put", "--batch", input.to_str().unwrap(), "--prefix", "x/"]);
@@ -163,10 +128,7 @@ fn batches_of_a_folder_and_of_a_list() {
     assert_eq!(text(&output.stdout), printed);
     for number in 0..300_u32 {
         let name = format!("{}/{number}", number % 3);
-        assert_eq!(
-            fs::read(to.join("x").join(&name)).unwrap(),
-            fs::read(input.join(&name)).unwrap()
-        );
+        assert_eq!(fs::read(to.join("x").join(&name)).unwrap(), fs::read(input.join(&name)).unwrap());
     }
     let list = format!(
         "m/a\t{0}/0/0\nbad line\nm/../b\t{0}/0/0\nm/c\t/no/such/file\nm/d\t{0}/1/1\n",
@@ -174,10 +136,7 @@ fn batches_of_a_folder_and_of_a_list() {
     );
     let manifest = store.file("list", list.as_bytes());
     let output = store.run(&["put", "--batch", &manifest]);
-    assert_eq!(
-        (output.status.code(), text(&output.stdout).as_str()),
-        (Some(2), "m/a\nm/d\n")
-    );
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(2), "m/a\nm/d\n"));
     assert_eq!(text(&output.stderr).lines().count(), 3);
 }
 
@@ -208,10 +167,7 @@ fn usage_and_missing_things() {
     store.fails(&["stat", "no"], 3);
     assert_eq!(store.ok(&["ls"]), "");
     let json = store.fails(&["get", "no", "--json"], 3);
-    assert_eq!(
-        serde_json::from_str::<serde_json::Value>(&json).unwrap()["exit_code"],
-        3
-    );
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["exit_code"], 3);
 }
 
 #[test]
@@ -222,12 +178,7 @@ fn format_overwrites_nothing_by_itself() {
     let foreign = Store::empty(16 << 20);
     let mut bytes = vec![0; 4096];
     bytes[1080..1082].copy_from_slice(b"\x53\xef");
-    fs::OpenOptions::new()
-        .write(true)
-        .open(foreign.path("disk"))
-        .unwrap()
-        .write_all(&bytes)
-        .unwrap();
+    fs::OpenOptions::new().write(true).open(foreign.path("disk")).unwrap().write_all(&bytes).unwrap();
     assert!(foreign.fails(&["format"], 8).contains("ext4"));
     let small = Store::empty(1 << 20);
     small.fails(&["format"], 2);
@@ -254,10 +205,7 @@ fn newer_formats_are_refused_by_name() {
     let device = receipt_store::RawDevice::open_writer(&store.path("disk")).unwrap();
     let superblock = receipt_store::Superblock::read(&device, "disk").unwrap();
     let change = |at: usize, value: u8| {
-        let mut page = Page {
-            version: 2,
-            ..superblock.encode()
-        };
+        let mut page = Page { version: 2, ..superblock.encode() };
         page.body[at] = value;
         let slot = encode_slot(superblock.store_id(), 0, PageKind::Superblock, &page);
         receipt_store::Device::write(&device, 4096, slot.as_slice()).unwrap();
@@ -281,10 +229,7 @@ fn one_writer_at_a_time() {
     assert!(store.fails(&["put", "a", &file], 7).contains("busy"));
     store.fails(&["put", "a", &file, "--wait", "1"], 7);
     store.fails(&["get", "a"], 3);
-    let mut waiting = store
-        .command(&["put", "a", &file, "--wait", "30"])
-        .spawn()
-        .unwrap();
+    let mut waiting = store.command(&["put", "a", &file, "--wait", "30"]).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(200));
     assert!(waiting.try_wait().unwrap().is_none());
     drop(held);
@@ -325,18 +270,10 @@ fn rot_is_exit_code_5_and_verify_names_the_path() {
     bytes[usize::try_from(stat["block"].as_u64().unwrap()).unwrap() * 4096 + 20_000] ^= 1;
     fs::write(store.path("disk"), bytes).unwrap();
     let output = store.run(&["get", "b"]);
-    assert_eq!(
-        (output.status.code(), output.stdout.len()),
-        (Some(5), 0),
-        "no byte of it leaves"
-    );
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(5), 0), "no byte of it leaves");
     let output = store.run(&["verify"]);
     assert_eq!(output.status.code(), Some(5));
-    assert!(
-        text(&output.stdout).starts_with("b\t"),
-        "{}",
-        text(&output.stdout)
-    );
+    assert!(text(&output.stdout).starts_with("b\t"), "{}", text(&output.stdout));
     assert_eq!(text(&output.stdout).lines().count(), 1);
 }
 
@@ -345,10 +282,7 @@ fn every_printed_path_survives_kill() {
     let store = Store::new();
     let mut list = String::new();
     for number in 0..400 {
-        let file = store.file(
-            &format!("in/{number}"),
-            &[u8::try_from(number % 251).unwrap(); 9000],
-        );
+        let file = store.file(&format!("in/{number}"), &[u8::try_from(number % 251).unwrap(); 9000]);
         list += &format!("k/{number}\t{file}\n");
     }
     let manifest = store.file("list", list.as_bytes());

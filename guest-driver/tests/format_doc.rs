@@ -25,11 +25,7 @@ macro_rules! offsets {
 fn rows(name: &str, size: usize) -> Vec<(usize, usize, String)> {
     let marker = format!("<!-- table: {name} {size} -->");
     let (_, rest) = DOC.split_once(&marker).unwrap_or_else(|| panic!("no {marker}"));
-    let lines = rest
-        .trim_start()
-        .lines()
-        .skip(2)
-        .take_while(|line| line.starts_with('|'));
+    let lines = rest.trim_start().lines().skip(2).take_while(|line| line.starts_with('|'));
     lines
         .map(|line| {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
@@ -67,10 +63,8 @@ fn byte_tables_are_those_of_the_code() {
             next += len;
         }
         assert_eq!(next, size, "{name}");
-        let documented: Vec<(&str, usize)> = documented
-            .iter()
-            .map(|(at, _, word)| (word.as_str(), *at))
-            .collect();
+        let documented: Vec<(&str, usize)> =
+            documented.iter().map(|(at, _, word)| (word.as_str(), *at)).collect();
         assert_eq!(documented, fields, "{name}");
     }
 }
@@ -83,10 +77,7 @@ fn limits_are_those_of_the_code() {
         .filter(|line| line.starts_with("| `"))
         .map(|line| {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-            (
-                cells[1].split('`').nth(1).unwrap().to_owned(),
-                cells[2].parse().unwrap(),
-            )
+            (cells[1].split('`').nth(1).unwrap().to_owned(), cells[2].parse().unwrap())
         })
         .collect();
     let code = [

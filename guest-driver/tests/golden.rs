@@ -30,12 +30,7 @@ fn an_image_of_format_1_is_byte_exact() {
         writer.put(&Put::new(&path, &vec![0x5a; len])).unwrap();
     }
     let path = ReceiptPath::new("a").unwrap();
-    writer
-        .put(&Put {
-            is_new_version: true,
-            ..Put::new(&path, b"second")
-        })
-        .unwrap();
+    writer.put(&Put { is_new_version: true, ..Put::new(&path, b"second") }).unwrap();
     writer.close().unwrap();
     assert_eq!(Reader::new(&device, "disk").get(&path).unwrap().data(), b"second");
     let hash = blake3::hash(&std::fs::read(&file).unwrap());

@@ -8,14 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub fn run(args: &Args) -> Result<u8> {
-    let Command::Get {
-        path,
-        output,
-        version,
-        batch,
-        to,
-    } = &args.command
-    else {
+    let Command::Get { path, output, version, batch, to } = &args.command else {
         return Err(Error::Usage("not a get".to_owned()));
     };
     let reader = open_reader(args)?;
@@ -71,9 +64,7 @@ fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path) ->
     let input: Box<dyn BufRead> = if list == Path::new("-") {
         Box::new(std::io::stdin().lock())
     } else {
-        Box::new(BufReader::new(
-            std::fs::File::open(list).map_err(|error| file_error(list, error))?,
-        ))
+        Box::new(BufReader::new(std::fs::File::open(list).map_err(|error| file_error(list, error))?))
     };
     let mut first_code = 0;
     for line in input.lines() {
@@ -98,9 +89,5 @@ fn get_to(args: &Args, reader: &Reader<RawDevice>, text: &str, to: &Path) -> Res
         std::fs::create_dir_all(dir).map_err(|error| file_error(dir, error))?;
     }
     std::fs::write(&file, receipt.data()).map_err(|error| file_error(&file, error))?;
-    if args.json {
-        say(&show::stat_json(&stat).to_string())
-    } else {
-        say(stat.path.as_str())
-    }
+    if args.json { say(&show::stat_json(&stat).to_string()) } else { say(stat.path.as_str()) }
 }

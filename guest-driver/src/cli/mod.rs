@@ -60,21 +60,12 @@ fn say(line: &str) -> Result<()> {
 
 fn write_stdout(bytes: &[u8], end: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let done = out
-        .write_all(bytes)
-        .and_then(|()| out.write_all(end))
-        .and_then(|()| out.flush());
-    done.map_err(|source| Error::File {
-        name: STDOUT.to_owned(),
-        source,
-    })
+    let done = out.write_all(bytes).and_then(|()| out.write_all(end)).and_then(|()| out.flush());
+    done.map_err(|source| Error::File { name: STDOUT.to_owned(), source })
 }
 
 fn file_error(name: &std::path::Path, source: std::io::Error) -> Error {
-    Error::File {
-        name: name.display().to_string(),
-        source,
-    }
+    Error::File { name: name.display().to_string(), source }
 }
 
 fn device_path(args: &Args) -> Result<PathBuf> {
@@ -86,10 +77,7 @@ fn device_path(args: &Args) -> Result<PathBuf> {
 
 fn open_reader(args: &Args) -> Result<Reader<RawDevice>> {
     let path = device_path(args)?;
-    Ok(Reader::new(
-        RawDevice::open_reader(&path)?,
-        &path.display().to_string(),
-    ))
+    Ok(Reader::new(RawDevice::open_reader(&path)?, &path.display().to_string()))
 }
 
 /// Opens the device for writing, waiting for another process as long as `--wait` says.
@@ -102,9 +90,7 @@ fn open_writing_device(args: &Args) -> Result<(RawDevice, String)> {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(Error::Busy { name }) if args.wait == 0 => {
-                return Err(Error::Busy {
-                    name: format!("{name} (--wait SECONDS waits)"),
-                });
+                return Err(Error::Busy { name: format!("{name} (--wait SECONDS waits)") });
             }
             answer => return Ok((answer?, path.display().to_string())),
         }
@@ -115,32 +101,18 @@ fn open_writer(args: &Args) -> Result<Writer<RawDevice>> {
     let (device, name) = open_writing_device(args)?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let guest_name = host.trim().to_owned();
-    Writer::open(
-        device,
-        &WriterOptions {
-            name,
-            guest_name,
-            ..WriterOptions::default()
-        },
-    )
+    Writer::open(device, &WriterOptions { name, guest_name, ..WriterOptions::default() })
 }
 
 fn format(args: &Args, segment_bytes: Option<u64>, force: bool) -> Result<u8> {
     let (device, name) = open_writing_device(args)?;
-    let options = FormatOptions {
-        segment_bytes,
-        force,
-        ..FormatOptions::default()
-    };
+    let options = FormatOptions { segment_bytes, force, ..FormatOptions::default() };
     let superblock = receipt_store::format(&device, &options)?;
     let shape = show::shape(&name, &superblock);
     if args.json {
         say(&shape.to_string())?;
     } else {
-        let (count, bytes) = (
-            superblock.geometry.segment_count,
-            superblock.geometry.segment_bytes,
-        );
+        let (count, bytes) = (superblock.geometry.segment_count, superblock.geometry.segment_bytes);
         say(&format!(
             "{name}: store {} with {count} segments of {bytes} bytes",
             show::hex(&superblock.uuid)

@@ -16,22 +16,10 @@ struct Options<'a> {
 }
 
 pub fn run(args: &Args) -> Result<u8> {
-    let Command::Put {
-        path,
-        file,
-        batch,
-        prefix,
-        locator,
-        new_version,
-    } = &args.command
-    else {
+    let Command::Put { path, file, batch, prefix, locator, new_version } = &args.command else {
         return Err(Error::Usage("not a put".to_owned()));
     };
-    let options = Options {
-        args,
-        is_new_version: *new_version,
-        has_locator: *locator,
-    };
+    let options = Options { args, is_new_version: *new_version, has_locator: *locator };
     if let Some(source) = batch {
         return put_batch(&options, source, prefix.as_deref().unwrap_or_default());
     }
@@ -41,10 +29,7 @@ pub fn run(args: &Args) -> Result<u8> {
     let path = ReceiptPath::new(path)?;
     let data = read_input(file)?;
     let mut writer = open_writer(args)?;
-    let result = writer.put(&Put {
-        is_new_version: *new_version,
-        ..Put::new(&path, &data)
-    });
+    let result = writer.put(&Put { is_new_version: *new_version, ..Put::new(&path, &data) });
     let answer = report(&options, result);
     let closed = writer.close();
     match answer {
@@ -105,10 +90,7 @@ fn commit_all(options: &Options<'_>, writer: &mut Writer<RawDevice>, queue: &Que
         }
         let puts: Vec<Put<'_>> = batch
             .iter()
-            .map(|item| Put {
-                is_new_version: options.is_new_version,
-                ..Put::new(&item.path, &item.data)
-            })
+            .map(|item| Put { is_new_version: options.is_new_version, ..Put::new(&item.path, &item.data) })
             .collect();
         for result in writer.commit(&puts)? {
             let code = report(options, result)?;
@@ -123,12 +105,7 @@ fn produce(args: &Args, source: &Path, prefix: &str, queue: &Queue) -> Result<u8
     let mut offer = |path: Result<String>, file: &Path| {
         let item = path
             .and_then(|path| ReceiptPath::new(&(prefix.to_owned() + path.trim_start_matches('/'))))
-            .and_then(|path| {
-                Ok(Item {
-                    path,
-                    data: read_input(file)?,
-                })
-            });
+            .and_then(|path| Ok(Item { path, data: read_input(file)? }));
         match item {
             Ok(item) => queue.push(item),
             Err(error) => {
@@ -144,10 +121,7 @@ fn produce(args: &Args, source: &Path, prefix: &str, queue: &Queue) -> Result<u8
             let path = relative
                 .to_str()
                 .map(str::to_owned)
-                .ok_or_else(|| Error::BadPath {
-                    path: relative.display().to_string(),
-                    reason: "not UTF-8",
-                });
+                .ok_or_else(|| Error::BadPath { path: relative.display().to_string(), reason: "not UTF-8" });
             offer(path, file)
         })?;
         return Ok(first_code);
@@ -155,9 +129,7 @@ fn produce(args: &Args, source: &Path, prefix: &str, queue: &Queue) -> Result<u8
     let input: Box<dyn BufRead> = if source == Path::new("-") {
         Box::new(std::io::stdin().lock())
     } else {
-        Box::new(BufReader::new(
-            File::open(source).map_err(|error| file_error(source, error))?,
-        ))
+        Box::new(BufReader::new(File::open(source).map_err(|error| file_error(source, error))?))
     };
     for line in input.lines() {
         let line = line.map_err(|error| file_error(source, error))?;
@@ -166,10 +138,7 @@ fn produce(args: &Args, source: &Path, prefix: &str, queue: &Queue) -> Result<u8
         }
         let goes_on = match line.split_once('\t') {
             Some((path, file)) => offer(Ok(path.to_owned()), Path::new(file)),
-            None => offer(
-                Err(Error::Usage(format!("line {line:?} is not PATH<TAB>FILE"))),
-                Path::new(""),
-            ),
+            None => offer(Err(Error::Usage(format!("line {line:?} is not PATH<TAB>FILE"))), Path::new("")),
         };
         if !goes_on {
             break;
@@ -181,18 +150,11 @@ fn produce(args: &Args, source: &Path, prefix: &str, queue: &Queue) -> Result<u8
 /// Visits every file below `dir` in the order of names; `visit` returns false to stop.
 fn walk(dir: &Path, visit: &mut impl FnMut(&Path) -> bool) -> Result<bool> {
     let entries = std::fs::read_dir(dir).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    let mut paths: Vec<PathBuf> = entries
-        .map_err(|error| file_error(dir, error))?
-        .iter()
-        .map(std::fs::DirEntry::path)
-        .collect();
+    let mut paths: Vec<PathBuf> =
+        entries.map_err(|error| file_error(dir, error))?.iter().map(std::fs::DirEntry::path).collect();
     paths.sort();
     for path in paths {
-        let goes_on = if path.is_dir() {
-            walk(&path, visit)?
-        } else {
-            visit(&path)
-        };
+        let goes_on = if path.is_dir() { walk(&path, visit)? } else { visit(&path) };
         if !goes_on {
             return Ok(false);
         }

@@ -48,10 +48,7 @@ impl Queue {
 
     /// No more items: the consumer gets what is left, a waiting producer gives up.
     pub fn close(&self) {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_closed = true;
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_closed = true;
         self.changed.notify_all();
     }
 

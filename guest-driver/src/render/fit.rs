@@ -6,11 +6,7 @@ use super::svg::{Svg, Type};
 /// A text in a place `width` wide: smaller where it would not fit, on two lines where it would become too small.
 pub fn fitted(svg: &mut Svg, [x, y, width]: [f64; 3], style: Type<'_>, text: &str) {
     let (size, lines) = fit(text, style.size, style.spacing, width);
-    let style = Type {
-        size,
-        spacing: style.spacing * size / style.size,
-        ..style
-    };
+    let style = Type { size, spacing: style.spacing * size / style.size, ..style };
     match lines.as_slice() {
         [first, second] => {
             svg.text(x, y - size * 0.70, style, first);
@@ -69,9 +65,7 @@ pub fn width_of(text: &str, size: f64) -> f64 {
 
 /// `text` repeated as often as `width` allows.
 pub fn until_width(text: &str, size: f64, width: f64) -> String {
-    let times = (1..200_u32)
-        .take_while(|times| f64::from(*times) * width_of(text, size) <= width)
-        .count();
+    let times = (1..200_u32).take_while(|times| f64::from(*times) * width_of(text, size) <= width).count();
     text.repeat(times)
 }
 
@@ -98,10 +92,7 @@ mod tests {
     #[test]
     fn a_long_text_is_cut_at_a_space_and_loses_nothing() {
         let [first, second] = halves("Northmoor and Vale Demonstration Bank, Harbour Branch");
-        assert_eq!(
-            format!("{first} {second}"),
-            "Northmoor and Vale Demonstration Bank, Harbour Branch"
-        );
+        assert_eq!(format!("{first} {second}"), "Northmoor and Vale Demonstration Bank, Harbour Branch");
         assert_eq!(halves("一二三四五六"), ["一二三", "四五六"]);
     }
 }

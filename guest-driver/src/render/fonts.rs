@@ -52,21 +52,13 @@ pub fn load(folders: &[PathBuf]) -> Result<Arc<Database>, FontError> {
     }
     let mut files = BTreeSet::new();
     for family in [SANS, SERIF, MONO, FALLBACK] {
-        let query = Query {
-            families: &[Family::Name(family)],
-            ..Query::default()
-        };
+        let query = Query { families: &[Family::Name(family)], ..Query::default() };
         if found.query(&query).is_none() {
-            let folders = folders
-                .iter()
-                .map(|folder| folder.display().to_string())
-                .collect::<Vec<_>>()
-                .join(", ");
+            let folders =
+                folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
             return Err(FontError::Missing { family, folders });
         }
-        let faces = found
-            .faces()
-            .filter(|face| face.families.iter().any(|(name, _)| name == family));
+        let faces = found.faces().filter(|face| face.families.iter().any(|(name, _)| name == family));
         files.extend(faces.filter_map(|face| match &face.source {
             Source::File(path) => Some(path.clone()),
             // Not made by load_fonts_dir.
@@ -82,10 +74,7 @@ pub fn load(folders: &[PathBuf]) -> Result<Arc<Database>, FontError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, FontError> {
-    std::fs::read(path).map_err(|source| FontError::Unreadable {
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| FontError::Unreadable { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -96,9 +85,6 @@ mod tests {
     fn missing_fonts_are_an_error_that_says_what_to_install() {
         let empty = tempfile::tempdir().unwrap();
         let error = load(&[empty.path().to_owned()]).unwrap_err().to_string();
-        assert!(
-            error.contains("Noto Sans CJK SC") && error.contains("fonts-noto-cjk"),
-            "{error}"
-        );
+        assert!(error.contains("Noto Sans CJK SC") && error.contains("fonts-noto-cjk"), "{error}");
     }
 }

@@ -81,52 +81,22 @@ impl Form<'_> {
             let y = AMOUNT_BOTTOM + step * 52.0;
             svg.line([LEFT + 44.0, y, RIGHT, y], self.palette.middle, 0.5);
         }
-        svg.line(
-            [LEFT + 44.0, TABLE_TOP, LEFT + 44.0, TABLE_BOTTOM],
-            self.palette.middle,
-            0.5,
-        );
-        svg.line(
-            [MIDDLE, TABLE_TOP, MIDDLE, PARTIES_BOTTOM],
-            self.palette.dark,
-            1.0,
-        );
-        svg.line(
-            [MIDDLE + 44.0, TABLE_TOP, MIDDLE + 44.0, PARTIES_BOTTOM],
-            self.palette.middle,
-            0.5,
-        );
-        svg.line(
-            [864.0, PARTIES_BOTTOM, 864.0, AMOUNT_BOTTOM],
-            self.palette.middle,
-            0.5,
-        );
-        svg.frame(
-            [LEFT, TABLE_TOP, RIGHT - LEFT, TABLE_BOTTOM - TABLE_TOP],
-            self.palette.dark,
-            2.0,
-        );
+        svg.line([LEFT + 44.0, TABLE_TOP, LEFT + 44.0, TABLE_BOTTOM], self.palette.middle, 0.5);
+        svg.line([MIDDLE, TABLE_TOP, MIDDLE, PARTIES_BOTTOM], self.palette.dark, 1.0);
+        svg.line([MIDDLE + 44.0, TABLE_TOP, MIDDLE + 44.0, PARTIES_BOTTOM], self.palette.middle, 0.5);
+        svg.line([864.0, PARTIES_BOTTOM, 864.0, AMOUNT_BOTTOM], self.palette.middle, 0.5);
+        svg.frame([LEFT, TABLE_TOP, RIGHT - LEFT, TABLE_BOTTOM - TABLE_TOP], self.palette.dark, 2.0);
     }
 
     /// A heading that runs down its column, as on printed forms.
     pub fn upright(&self, svg: &mut Svg, x: f64, top: f64, bottom: f64, text: &str) {
-        let style = Type {
-            size: 17.0,
-            colour: self.palette.dark,
-            bold: true,
-            anchor: "middle",
-            ..self.label()
-        };
+        let style =
+            Type { size: 17.0, colour: self.palette.dark, bold: true, anchor: "middle", ..self.label() };
         let count = f64::from(u32::try_from(text.chars().count()).unwrap_or(1));
         let step = 27.0;
         let first = (top + bottom) / 2.0 - (count - 1.0) * step / 2.0 + 6.0;
         for (place, letter) in (0_u32..).zip(text.chars()) {
-            svg.text(
-                x + 22.0,
-                first + f64::from(place) * step,
-                style,
-                &letter.to_string(),
-            );
+            svg.text(x + 22.0, first + f64::from(place) * step, style, &letter.to_string());
         }
     }
 
@@ -139,25 +109,7 @@ impl Form<'_> {
         label: &str,
         value: &str,
     ) {
-        svg.text(
-            x,
-            y + 17.0,
-            Type {
-                size: 11.5,
-                ..self.label()
-            },
-            label,
-        );
-        fitted(
-            svg,
-            [x, y + 41.0, width],
-            Type {
-                family,
-                size,
-                colour: INK,
-                ..self.label()
-            },
-            value,
-        );
+        svg.text(x, y + 17.0, Type { size: 11.5, ..self.label() }, label);
+        fitted(svg, [x, y + 41.0, width], Type { family, size, colour: INK, ..self.label() }, value);
     }
 }

@@ -35,10 +35,7 @@ pub fn background(palette: &Palette) -> String {
 /// One receipt, drawn over the background.
 pub fn face(record: &ReceiptRecord, palette: &Palette) -> String {
     let mut svg = Svg::new(WIDTH, HEIGHT);
-    let page = Page {
-        record,
-        form: Form { palette },
-    };
+    let page = Page { record, form: Form { palette } };
     page.header(&mut svg);
     page.facts(&mut svg);
     page.form.grid(&mut svg);
@@ -60,47 +57,26 @@ impl Page<'_> {
         let text = self.record.text();
         let petals = 5 + u32::try_from(palette_index(&text.bank_name)).unwrap_or_default();
         ornament::emblem(svg, (98.0, 96.0), 35.0, petals, self.form.palette);
-        let name = Type {
-            size: 29.0,
-            anchor: "start",
-            spacing: 2.0,
-            ..self.form.title()
-        };
+        let name = Type { size: 29.0, anchor: "start", spacing: 2.0, ..self.form.title() };
         fitted(svg, [148.0, 95.0, 300.0], name, &text.bank_name);
         fitted(
             svg,
             [149.0, 119.0, 300.0],
-            Type {
-                size: 13.0,
-                bold: true,
-                spacing: 1.5,
-                ..self.form.label()
-            },
+            Type { size: 13.0, bold: true, spacing: 1.5, ..self.form.label() },
             &text.bank_name_en,
         );
         svg.text(MIDDLE, 97.0, self.form.title(), "电子回单");
         svg.text(
             MIDDLE,
             121.0,
-            Type {
-                size: 13.0,
-                spacing: 2.0,
-                anchor: "middle",
-                ..self.form.label()
-            },
+            Type { size: 13.0, spacing: 2.0, anchor: "middle", ..self.form.label() },
             "ELECTRONIC BANK RECEIPT",
         );
         ornament::bar_code(svg, [RIGHT, 62.0, 330.0, 38.0], &text.serial);
         svg.text(
             RIGHT,
             119.0,
-            Type {
-                family: MONO,
-                size: 14.0,
-                colour: INK,
-                anchor: "end",
-                ..self.form.label()
-            },
+            Type { family: MONO, size: 14.0, colour: INK, anchor: "end", ..self.form.label() },
             &format!("No. {}", text.serial),
         );
     }
@@ -127,11 +103,7 @@ impl Page<'_> {
             fitted(
                 svg,
                 [value_x, 161.0, 240.0],
-                Type {
-                    size: 15.0,
-                    colour: INK,
-                    ..self.form.label()
-                },
+                Type { size: 15.0, colour: INK, ..self.form.label() },
                 &value,
             );
         }
@@ -140,82 +112,36 @@ impl Page<'_> {
     fn parties(&self, svg: &mut Svg) {
         let text = self.record.text();
         for (x, heading, english, name, account, bank) in [
-            (
-                LEFT,
-                "付款人",
-                "Payer",
-                &text.payer_name,
-                &text.payer_account,
-                &text.payer_bank,
-            ),
-            (
-                MIDDLE,
-                "收款人",
-                "Payee",
-                &text.payee_name,
-                &text.payee_account,
-                &text.payee_bank,
-            ),
+            (LEFT, "付款人", "Payer", &text.payer_name, &text.payer_account, &text.payer_bank),
+            (MIDDLE, "收款人", "Payee", &text.payee_name, &text.payee_account, &text.payee_bank),
         ] {
-            self.form
-                .upright(svg, x, TABLE_TOP, PARTIES_BOTTOM - 18.0, heading);
-            let small = Type {
-                size: 11.0,
-                anchor: "middle",
-                ..self.form.label()
-            };
+            self.form.upright(svg, x, TABLE_TOP, PARTIES_BOTTOM - 18.0, heading);
+            let small = Type { size: 11.0, anchor: "middle", ..self.form.label() };
             svg.text(x + 22.0, PARTIES_BOTTOM - 14.0, small, english);
             let place = |row: f64| [x + 58.0, TABLE_TOP + row * 52.0, 490.0];
-            self.form
-                .cell(svg, place(0.0), (SANS, 19.0), "户名 Account name", name);
-            self.form
-                .cell(svg, place(1.0), (MONO, 18.0), "账号 Account number", account);
+            self.form.cell(svg, place(0.0), (SANS, 19.0), "户名 Account name", name);
+            self.form.cell(svg, place(1.0), (MONO, 18.0), "账号 Account number", account);
             self.form.cell(svg, place(2.0), (SANS, 17.0), "开户行 Bank", bank);
         }
     }
 
     fn amount(&self, svg: &mut Svg) {
         let amount = self.record.amount();
-        self.form
-            .upright(svg, LEFT, PARTIES_BOTTOM, AMOUNT_BOTTOM - 14.0, "金额");
+        self.form.upright(svg, LEFT, PARTIES_BOTTOM, AMOUNT_BOTTOM - 14.0, "金额");
         svg.text(
             LEFT + 22.0,
             AMOUNT_BOTTOM - 13.0,
-            Type {
-                size: 10.5,
-                anchor: "middle",
-                ..self.form.label()
-            },
+            Type { size: 10.5, anchor: "middle", ..self.form.label() },
             "Amount",
         );
-        svg.text(
-            LEFT + 58.0,
-            PARTIES_BOTTOM + 18.0,
-            self.form.label(),
-            "大写 In words",
-        );
-        let words = Type {
-            family: SERIF,
-            size: 25.0,
-            colour: INK,
-            bold: true,
-            spacing: 1.0,
-            ..self.form.label()
-        };
-        fitted(
-            svg,
-            [LEFT + 58.0, PARTIES_BOTTOM + 52.0, 684.0],
-            words,
-            &amount.chinese(),
-        );
+        svg.text(LEFT + 58.0, PARTIES_BOTTOM + 18.0, self.form.label(), "大写 In words");
+        let words =
+            Type { family: SERIF, size: 25.0, colour: INK, bold: true, spacing: 1.0, ..self.form.label() };
+        fitted(svg, [LEFT + 58.0, PARTIES_BOTTOM + 52.0, 684.0], words, &amount.chinese());
         fitted(
             svg,
             [LEFT + 58.0, PARTIES_BOTTOM + 80.0, 684.0],
-            Type {
-                size: 14.5,
-                colour: INK,
-                ..self.form.label()
-            },
+            Type { size: 14.5, colour: INK, ..self.form.label() },
             &amount.english(),
         );
         svg.text(878.0, PARTIES_BOTTOM + 18.0, self.form.label(), "小写 In figures");
@@ -227,44 +153,22 @@ impl Page<'_> {
             anchor: "end",
             ..self.form.label()
         };
-        shrunk(
-            svg,
-            [RIGHT - 16.0, PARTIES_BOTTOM + 66.0, 284.0],
-            figures,
-            &amount.figures(),
-        );
+        shrunk(svg, [RIGHT - 16.0, PARTIES_BOTTOM + 66.0, 284.0], figures, &amount.figures());
     }
 
     fn details(&self, svg: &mut Svg) {
         let text = self.record.text();
-        self.form
-            .upright(svg, LEFT, AMOUNT_BOTTOM, TABLE_BOTTOM - 14.0, "明细");
+        self.form.upright(svg, LEFT, AMOUNT_BOTTOM, TABLE_BOTTOM - 14.0, "明细");
         svg.text(
             LEFT + 22.0,
             TABLE_BOTTOM - 18.0,
-            Type {
-                size: 10.5,
-                anchor: "middle",
-                ..self.form.label()
-            },
+            Type { size: 10.5, anchor: "middle", ..self.form.label() },
             "Details",
         );
         let left = LEFT + 58.0;
         let row = |row: f64| AMOUNT_BOTTOM + row * 52.0;
-        self.form.cell(
-            svg,
-            [left, row(0.0), 780.0],
-            (SANS, 17.0),
-            "用途 Purpose",
-            &text.purpose,
-        );
-        self.form.cell(
-            svg,
-            [left, row(1.0), 360.0],
-            (MONO, 16.0),
-            "回单编号 Receipt number",
-            &text.serial,
-        );
+        self.form.cell(svg, [left, row(0.0), 780.0], (SANS, 17.0), "用途 Purpose", &text.purpose);
+        self.form.cell(svg, [left, row(1.0), 360.0], (MONO, 16.0), "回单编号 Receipt number", &text.serial);
         self.form.cell(
             svg,
             [left + 420.0, row(1.0), 360.0],
@@ -277,11 +181,7 @@ impl Page<'_> {
             [left, row(2.0), 780.0],
             (SANS, 15.0),
             "附言 Remark",
-            if text.remark.is_empty() {
-                "—"
-            } else {
-                &text.remark
-            },
+            if text.remark.is_empty() { "—" } else { &text.remark },
         );
     }
 
@@ -291,58 +191,20 @@ impl Page<'_> {
             "This receipt was issued electronically and is valid with the electronic seal. Do not book it twice; the ledger entry prevails.",
         ];
         for (y, note) in [612.0, 632.0].into_iter().zip(notes) {
-            svg.text(
-                LEFT,
-                y,
-                Type {
-                    size: 12.0,
-                    ..self.form.label()
-                },
-                note,
-            );
+            svg.text(LEFT, y, Type { size: 12.0, ..self.form.label() }, note);
         }
         let text = self.record.text();
-        svg.text(
-            LEFT,
-            672.0,
-            Type {
-                size: 13.0,
-                ..self.form.label()
-            },
-            "打印次数 Copy: 1",
-        );
-        svg.text(
-            260.0,
-            672.0,
-            Type {
-                size: 13.0,
-                ..self.form.label()
-            },
-            "渠道 Channel: 电子银行 e-Banking",
-        );
+        svg.text(LEFT, 672.0, Type { size: 13.0, ..self.form.label() }, "打印次数 Copy: 1");
+        svg.text(260.0, 672.0, Type { size: 13.0, ..self.form.label() }, "渠道 Channel: 电子银行 e-Banking");
         svg.text(
             RIGHT,
             672.0,
-            Type {
-                family: MONO,
-                size: 12.0,
-                anchor: "end",
-                ..self.form.label()
-            },
+            Type { family: MONO, size: 12.0, anchor: "end", ..self.form.label() },
             &self.record.path(),
         );
         let micro = format!("{} ELECTRONIC RECEIPT {} · ", text.bank_name_en, text.serial);
-        let style = Type {
-            size: 4.6,
-            spacing: 0.4,
-            ..self.form.label()
-        };
-        svg.text(
-            LEFT,
-            689.0,
-            style,
-            &until_width(&micro, style.size * 1.14, RIGHT - LEFT),
-        );
+        let style = Type { size: 4.6, spacing: 0.4, ..self.form.label() };
+        svg.text(LEFT, 689.0, style, &until_width(&micro, style.size * 1.14, RIGHT - LEFT));
     }
 
     fn seal(&self, svg: &mut Svg) {

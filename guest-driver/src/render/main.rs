@@ -29,12 +29,7 @@ use render::table;
 )]
 struct Arguments {
     /// The receipts, one a line; the first line names the columns (see --sample 1)
-    #[arg(
-        long,
-        value_name = "FILE",
-        required_unless_present = "sample",
-        requires = "out"
-    )]
+    #[arg(long, value_name = "FILE", required_unless_present = "sample", requires = "out")]
     csv: Option<PathBuf>,
     /// The folder for the pictures
     #[arg(long, value_name = "DIR", requires = "csv")]
@@ -82,13 +77,10 @@ fn draw_all(renderer: &Renderer, records: &[ReceiptRecord], out: &Path) -> Resul
     for round in records.chunks(threads * RECEIPTS_PER_THREAD) {
         thread::scope(|scope| {
             let parts = round.chunks(RECEIPTS_PER_THREAD);
-            let workers: Vec<_> = parts
-                .map(|part| scope.spawn(move || draw_some(renderer, part, out)))
-                .collect();
+            let workers: Vec<_> =
+                parts.map(|part| scope.spawn(move || draw_some(renderer, part, out))).collect();
             workers.into_iter().try_for_each(|worker| {
-                worker
-                    .join()
-                    .unwrap_or_else(|_| Err("a drawing thread ended early".to_owned()))
+                worker.join().unwrap_or_else(|_| Err("a drawing thread ended early".to_owned()))
             })
         })?;
         for record in round {
@@ -101,9 +93,7 @@ fn draw_all(renderer: &Renderer, records: &[ReceiptRecord], out: &Path) -> Resul
 fn draw_some(renderer: &Renderer, records: &[ReceiptRecord], out: &Path) -> Result<(), String> {
     for record in records {
         let path = record.path();
-        let picture = renderer
-            .render(record)
-            .map_err(|error| format!("{path}: {error}"))?;
+        let picture = renderer.render(record).map_err(|error| format!("{path}: {error}"))?;
         let file = out.join(&path);
         write_file(&file, &picture).map_err(|error| format!("{}: {error}", file.display()))?;
     }

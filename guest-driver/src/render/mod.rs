@@ -59,10 +59,7 @@ impl Renderer {
         let fonts = fonts::load(font_folders)?;
         let blank = Pixmap::new(layout::WIDTH, layout::HEIGHT)
             .ok_or_else(|| RenderError::Picture("no memory for its size".to_owned()))?;
-        let mut renderer = Self {
-            fonts,
-            papers: Vec::new(),
-        };
+        let mut renderer = Self { fonts, papers: Vec::new() };
         for palette in &PALETTES {
             let mut paper = blank.clone();
             renderer.draw(&layout::background(palette), &mut paper)?;
@@ -86,10 +83,7 @@ impl Renderer {
     }
 
     fn draw(&self, document: &str, picture: &mut Pixmap) -> Result<(), RenderError> {
-        let options = Options {
-            fontdb: Arc::clone(&self.fonts),
-            ..Options::default()
-        };
+        let options = Options { fontdb: Arc::clone(&self.fonts), ..Options::default() };
         let tree = Tree::from_str(document, &options)?;
         if let Some(missing) = missing_glyph(tree.root()) {
             return Err(RenderError::Glyph(missing));
@@ -132,11 +126,7 @@ mod tests {
         let (first, second) = (renderer(), renderer());
         for raw in sample(6) {
             let picture = render(&first, raw.clone()).unwrap();
-            assert!(
-                (50 * 1024..=200 * 1024).contains(&picture.len()),
-                "{} bytes",
-                picture.len()
-            );
+            assert!((50 * 1024..=200 * 1024).contains(&picture.len()), "{} bytes", picture.len());
             assert_eq!(picture, render(&second, raw).unwrap());
         }
     }
@@ -153,19 +143,12 @@ mod tests {
             ..sample(1).next().unwrap()
         };
         let picture = render(&renderer(), raw).unwrap();
-        assert!(
-            (50 * 1024..=200 * 1024).contains(&picture.len()),
-            "{} bytes",
-            picture.len()
-        );
+        assert!((50 * 1024..=200 * 1024).contains(&picture.len()), "{} bytes", picture.len());
     }
 
     #[test]
     fn a_character_that_no_font_has_is_an_error() {
-        let raw = RawRecord {
-            payee_name: "Name \u{10900}".into(),
-            ..sample(1).next().unwrap()
-        };
+        let raw = RawRecord { payee_name: "Name \u{10900}".into(), ..sample(1).next().unwrap() };
         let error = render(&renderer(), raw).unwrap_err().to_string();
         assert!(error.contains('\u{10900}'), "{error}");
     }

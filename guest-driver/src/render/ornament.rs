@@ -84,10 +84,7 @@ pub fn band(svg: &mut Svg, [left, right, y, height]: [f64; 4], lines: u32, waves
         let points = (0..=steps).map(|step| {
             let part = f64::from(step) / f64::from(steps);
             let open = 0.55 + 0.45 * (waves * PI * part).cos();
-            (
-                left + (right - left) * part,
-                y + height / 2.0 * open * (waves * TAU * part + phase).sin(),
-            )
+            (left + (right - left) * part, y + height / 2.0 * open * (waves * TAU * part + phase).sin())
         });
         svg.curve(points, colour, 0.7);
     }
@@ -96,29 +93,19 @@ pub fn band(svg: &mut Svg, [left, right, y, height]: [f64; 4], lines: u32, waves
 /// The border: two interlaced waves on each side, between two rules.
 pub fn border(svg: &mut Svg, [x, y, width, height]: [f64; 4], palette: &Palette) {
     svg.frame([x, y, width, height], palette.dark, 1.6);
-    svg.frame(
-        [x + 13.0, y + 13.0, width - 26.0, height - 26.0],
-        palette.dark,
-        0.8,
-    );
+    svg.frame([x + 13.0, y + 13.0, width - 26.0, height - 26.0], palette.dark, 0.8);
     for phase in [0.0, PI * 0.5, PI, PI * 1.5] {
         for (start, length, across) in [(x, width, y + 6.5), (x, width, y + height - 6.5)] {
             let points = (0..=600).map(|step| {
                 let part = f64::from(step) / 600.0;
-                (
-                    start + length * part,
-                    across + 4.6 * (part * TAU * (length / 26.0).round() + phase).sin(),
-                )
+                (start + length * part, across + 4.6 * (part * TAU * (length / 26.0).round() + phase).sin())
             });
             svg.curve(points, palette.middle, 0.6);
         }
         for (start, length, across) in [(y, height, x + 6.5), (y, height, x + width - 6.5)] {
             let points = (0..=400).map(|step| {
                 let part = f64::from(step) / 400.0;
-                (
-                    across + 4.6 * (part * TAU * (length / 26.0).round() + phase).sin(),
-                    start + length * part,
-                )
+                (across + 4.6 * (part * TAU * (length / 26.0).round() + phase).sin(), start + length * part)
             });
             svg.curve(points, palette.middle, 0.6);
         }
@@ -130,12 +117,7 @@ pub fn emblem(svg: &mut Svg, (x, y): (f64, f64), radius: f64, petals: u32, palet
     let place = |value: f64| number(value);
     svg.element(
         "circle",
-        &[
-            ("cx", &place(x)),
-            ("cy", &place(y)),
-            ("r", &place(radius)),
-            ("fill", palette.dark),
-        ],
+        &[("cx", &place(x)), ("cy", &place(y)), ("r", &place(radius)), ("fill", palette.dark)],
     );
     let ring = place(radius - 3.5);
     svg.element(
@@ -188,12 +170,7 @@ pub fn emblem(svg: &mut Svg, (x, y): (f64, f64), radius: f64, petals: u32, palet
     }
     svg.element(
         "circle",
-        &[
-            ("cx", &place(x)),
-            ("cy", &place(y)),
-            ("r", &place(radius * 0.11)),
-            ("fill", palette.paper),
-        ],
+        &[("cx", &place(x)), ("cy", &place(y)), ("r", &place(radius * 0.11)), ("fill", palette.paper)],
     );
 }
 
@@ -223,45 +200,17 @@ pub fn seal(svg: &mut Svg, (x, y): (f64, f64), name: &str, date: &str, random: &
     let arc = (count * 25.0).min(236.0);
     let size = (62.0 * arc.to_radians() / count).clamp(8.0, 25.0);
     for (position, letter) in (0_u32..).zip(letters) {
-        let angle = if count > 1.0 {
-            -arc / 2.0 + arc * f64::from(position) / (count - 1.0)
-        } else {
-            0.0
-        };
-        svg.open(
-            "g",
-            &[("transform", &format!("rotate({} {cx} {cy})", number(angle)))],
-        );
-        let style = Type {
-            family: SERIF,
-            size,
-            colour: SEAL_RED,
-            bold: true,
-            anchor: "middle",
-            spacing: 0.0,
-        };
+        let angle = if count > 1.0 { -arc / 2.0 + arc * f64::from(position) / (count - 1.0) } else { 0.0 };
+        svg.open("g", &[("transform", &format!("rotate({} {cx} {cy})", number(angle)))]);
+        let style =
+            Type { family: SERIF, size, colour: SEAL_RED, bold: true, anchor: "middle", spacing: 0.0 };
         svg.text(x, y - 73.0 + size * 0.82, style, &letter.to_string());
         svg.close("g");
     }
-    let style = Type {
-        family: SANS,
-        size: 13.5,
-        colour: SEAL_RED,
-        bold: true,
-        anchor: "middle",
-        spacing: 1.0,
-    };
+    let style =
+        Type { family: SANS, size: 13.5, colour: SEAL_RED, bold: true, anchor: "middle", spacing: 1.0 };
     svg.text(x, y + 40.0, style, "电子回单专用章");
-    svg.text(
-        x,
-        y + 57.0,
-        Type {
-            size: 12.0,
-            spacing: 0.5,
-            ..style
-        },
-        date,
-    );
+    svg.text(x, y + 57.0, Type { size: 12.0, spacing: 0.5, ..style }, date);
     svg.close("g");
 }
 
@@ -270,11 +219,7 @@ fn star(svg: &mut Svg, (x, y): (f64, f64), radius: f64) {
         .map(|corner| {
             let reach = if corner % 2 == 0 { radius } else { radius * 0.382 };
             let angle = f64::from(corner) * PI / 5.0 - PI / 2.0;
-            format!(
-                "{},{}",
-                number(x + reach * angle.cos()),
-                number(y + reach * angle.sin())
-            )
+            format!("{},{}", number(x + reach * angle.cos()), number(y + reach * angle.sin()))
         })
         .collect();
     svg.element("polygon", &[("points", &points.join(" ")), ("fill", SEAL_RED)]);
@@ -328,12 +273,7 @@ const CODE_39: [(char, &str); 40] = [
 pub fn bar_code(svg: &mut Svg, [right, y, width_max, height]: [f64; 4], text: &str) {
     let signs: Option<Vec<&str>> = format!("*{text}*")
         .chars()
-        .map(|letter| {
-            CODE_39
-                .iter()
-                .find(|(sign, _)| *sign == letter)
-                .map(|(_, bars)| *bars)
-        })
+        .map(|letter| CODE_39.iter().find(|(sign, _)| *sign == letter).map(|(_, bars)| *bars))
         .collect();
     let Some(signs) = signs else { return };
     let widths: Vec<(bool, f64)> = signs
@@ -360,11 +300,7 @@ mod tests {
     fn every_code_39_sign_has_three_wide_elements_and_is_unique() {
         for (sign, bars) in CODE_39 {
             assert_eq!((bars.len(), bars.matches('w').count()), (9, 3), "{sign}");
-            assert_eq!(
-                CODE_39.iter().filter(|(_, other)| *other == bars).count(),
-                1,
-                "{sign}"
-            );
+            assert_eq!(CODE_39.iter().filter(|(_, other)| *other == bars).count(), 1, "{sign}");
         }
     }
 }

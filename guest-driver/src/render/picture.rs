@@ -17,12 +17,7 @@ const COLOURS_MAX: usize = 256;
 /// # Errors
 /// What the encoder reports; with a picture in memory that is a defect.
 pub fn encode(picture: &Pixmap) -> Result<Vec<u8>, png::EncodingError> {
-    let colours = || {
-        picture
-            .data()
-            .chunks_exact(4)
-            .map(|pixel| [pixel[0], pixel[1], pixel[2]])
-    };
+    let colours = || picture.data().chunks_exact(4).map(|pixel| [pixel[0], pixel[1], pixel[2]]);
     let mut bins = vec![Bin::default(); BINS];
     for colour in colours() {
         let bin = &mut bins[bin_of(colour)];
@@ -56,32 +51,22 @@ fn bin_of([red, green, blue]: [u8; 3]) -> usize {
 fn choose_colours(bins: &[Bin]) -> (Vec<[u8; 3]>, Vec<u8>) {
     let mut used: Vec<usize> = (0..bins.len()).filter(|bin| bins[*bin].count > 0).collect();
     used.sort_by_key(|bin| (std::cmp::Reverse(bins[*bin].count), *bin));
-    let palette: Vec<[u8; 3]> = used
-        .iter()
-        .take(COLOURS_MAX)
-        .map(|bin| mean(&bins[*bin]))
-        .collect();
+    let palette: Vec<[u8; 3]> = used.iter().take(COLOURS_MAX).map(|bin| mean(&bins[*bin])).collect();
     let mut index_of_bin = vec![0; bins.len()];
     for bin in used {
         let colour = mean(&bins[bin]);
-        let nearest = (0_u8..=255)
-            .zip(&palette)
-            .min_by_key(|(_, other)| distance(colour, **other));
+        let nearest = (0_u8..=255).zip(&palette).min_by_key(|(_, other)| distance(colour, **other));
         index_of_bin[bin] = nearest.map_or(0, |(index, _)| index);
     }
     (palette, index_of_bin)
 }
 
 fn mean(bin: &Bin) -> [u8; 3] {
-    bin.sums
-        .map(|sum| u8::try_from(sum / bin.count.max(1)).unwrap_or(u8::MAX))
+    bin.sums.map(|sum| u8::try_from(sum / bin.count.max(1)).unwrap_or(u8::MAX))
 }
 
 fn distance(one: [u8; 3], other: [u8; 3]) -> u32 {
-    one.into_iter()
-        .zip(other)
-        .map(|(one, other)| u32::from(one.abs_diff(other)).pow(2))
-        .sum()
+    one.into_iter().zip(other).map(|(one, other)| u32::from(one.abs_diff(other)).pow(2)).sum()
 }
 
 #[cfg(test)]

@@ -130,11 +130,7 @@ impl TryFrom<RawRecord> for ReceiptRecord {
         let amount = Amount::parse(&raw.amount, raw.currency.parse::<Currency>()?)?;
         let issued_at =
             Moment::parse(&raw.issued_at).ok_or_else(|| RecordError::IssuedAt(raw.issued_at.clone()))?;
-        Ok(Self {
-            raw,
-            amount,
-            issued_at,
-        })
+        Ok(Self { raw, amount, issued_at })
     }
 }
 
@@ -163,39 +159,21 @@ impl ReceiptRecord {
     /// 16 hexadecimal digits over all fields: a changed field shows in a changed code.
     pub fn check_code(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        let RawRecord {
-            serial,
-            issued_at,
-            payer_name,
-            payer_account,
-            payee_name,
-            payee_account,
-            ..
-        } = &self.raw;
+        let RawRecord { serial, issued_at, payer_name, payer_account, payee_name, payee_account, .. } =
+            &self.raw;
         let money = format!("{} {}", self.amount.currency().code(), self.amount);
-        for field in [
-            serial,
-            issued_at,
-            &money,
-            payer_name,
-            payer_account,
-            payee_name,
-            payee_account,
-        ] {
+        for field in [serial, issued_at, &money, payer_name, payer_account, payee_name, payee_account] {
             hasher.update(field.as_bytes());
             hasher.update(b"\0");
         }
         let hex = hasher.finalize().to_hex().to_uppercase();
-        hex.chars()
-            .take(16)
-            .enumerate()
-            .fold(String::new(), |mut code, (position, digit)| {
-                if position > 0 && position % 4 == 0 {
-                    code.push('-');
-                }
-                code.push(digit);
-                code
-            })
+        hex.chars().take(16).enumerate().fold(String::new(), |mut code, (position, digit)| {
+            if position > 0 && position % 4 == 0 {
+                code.push('-');
+            }
+            code.push(digit);
+            code
+        })
     }
 }
 
@@ -229,18 +207,8 @@ impl Moment {
 
 impl fmt::Display for Moment {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            year,
-            month,
-            day,
-            hour,
-            minute,
-            second,
-        } = self;
-        write!(
-            formatter,
-            "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"
-        )
+        let Self { year, month, day, hour, minute, second } = self;
+        write!(formatter, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
     }
 }
 
@@ -259,18 +227,11 @@ fn numbers(text: &str, separator: char, lengths: [usize; 3]) -> Option<[u16; 3]>
 }
 
 fn check_text(column: &'static str, text: &str, limit: usize) -> Result<(), RecordError> {
-    if text
-        .chars()
-        .any(|letter| letter.is_control() || matches!(letter, '\u{fffe}' | '\u{ffff}'))
-    {
+    if text.chars().any(|letter| letter.is_control() || matches!(letter, '\u{fffe}' | '\u{ffff}')) {
         return Err(RecordError::Control(column));
     }
     match text_columns(text) {
-        columns if columns > limit => Err(RecordError::TooLong {
-            column,
-            columns,
-            limit,
-        }),
+        columns if columns > limit => Err(RecordError::TooLong { column, columns, limit }),
         _ => Ok(()),
     }
 }
@@ -282,11 +243,7 @@ pub fn text_columns(text: &str) -> usize {
 
 /// The width of one character in columns.
 pub fn letter_columns(letter: char) -> usize {
-    if matches!(letter, '\u{1100}'..='\u{11ff}' | '\u{2e80}'..='\u{ffef}' | '\u{1f000}'..) {
-        2
-    } else {
-        1
-    }
+    if matches!(letter, '\u{1100}'..='\u{11ff}' | '\u{2e80}'..='\u{ffef}' | '\u{1f000}'..) { 2 } else { 1 }
 }
 
 #[cfg(test)]

@@ -24,21 +24,10 @@ const BRANCHES: [&str; 8] = [
     "海棠银行白鹭洲支行",
 ];
 
-const PLACES: [&str; 10] = [
-    "临澜市",
-    "云汀市",
-    "澄水县",
-    "松烟市",
-    "东篱区",
-    "白鹭洲",
-    "听泉市",
-    "鹿鸣县",
-    "晚照市",
-    "星河港",
-];
-const MARKS: [&str; 12] = [
-    "青禾", "远帆", "知微", "百川", "云杉", "一苇", "晨曜", "南枝", "石榴", "半夏", "拾光", "木兰",
-];
+const PLACES: [&str; 10] =
+    ["临澜市", "云汀市", "澄水县", "松烟市", "东篱区", "白鹭洲", "听泉市", "鹿鸣县", "晚照市", "星河港"];
+const MARKS: [&str; 12] =
+    ["青禾", "远帆", "知微", "百川", "云杉", "一苇", "晨曜", "南枝", "石榴", "半夏", "拾光", "木兰"];
 const TRADES: [&str; 10] = [
     "纸业",
     "精密仪器",
@@ -73,12 +62,8 @@ const PURPOSES: [&str; 10] = [
     "咨询费 Consulting, contract C-",
     "保证金 Deposit, tender TD-",
 ];
-const BUSINESS: [&str; 4] = [
-    "转账汇款 Transfer",
-    "网银支付 Online payment",
-    "代发业务 Batch payment",
-    "实时汇款 Instant transfer",
-];
+const BUSINESS: [&str; 4] =
+    ["转账汇款 Transfer", "网银支付 Online payment", "代发业务 Batch payment", "实时汇款 Instant transfer"];
 
 fn record(number: u32) -> RawRecord {
     let mut random = Random(u64::from(number));
@@ -88,17 +73,10 @@ fn record(number: u32) -> RawRecord {
         10_u64.pow(random.below(7)) * u64::from(1 + random.below(9)) + u64::from(random.below(100_000));
     RawRecord {
         serial: format!("HT20261123{number:08}"),
-        issued_at: format!(
-            "2026-11-23T{:02}:{:02}:{:02}",
-            seconds / 3600,
-            seconds / 60 % 60,
-            seconds % 60
-        ),
+        issued_at: format!("2026-11-23T{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
         bank_name: bank_name.to_owned(),
         bank_name_en: bank_name_en.to_owned(),
-        currency: random
-            .pick(&["CNY", "CNY", "CNY", "CNY", "CNY", "USD", "EUR", "HKD"])
-            .to_owned(),
+        currency: random.pick(&["CNY", "CNY", "CNY", "CNY", "CNY", "USD", "EUR", "HKD"]).to_owned(),
         amount: format!("{whole}.{:02}", random.below(100) * random.below(2)),
         payer_name: company(&mut random),
         payer_account: account(&mut random),
@@ -119,12 +97,7 @@ fn company(random: &mut Random) -> String {
     if random.below(4) == 0 {
         return random.pick(&LATIN).to_owned();
     }
-    format!(
-        "{}{}{}有限公司",
-        random.pick(&PLACES),
-        random.pick(&MARKS),
-        random.pick(&TRADES)
-    )
+    format!("{}{}{}有限公司", random.pick(&PLACES), random.pick(&MARKS), random.pick(&TRADES))
 }
 
 /// 19 digits that begin with 9900: no issuer of real cards or accounts has that prefix.

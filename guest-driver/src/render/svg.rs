@@ -83,13 +83,7 @@ impl Svg {
     /// A filled rectangle.
     pub fn rect(&mut self, [x, y, width, height]: [f64; 4], fill: &str) {
         let [x, y, width, height] = [x, y, width, height].map(number);
-        let place = [
-            ("x", x.as_str()),
-            ("y", &y),
-            ("width", &width),
-            ("height", &height),
-            ("fill", fill),
-        ];
+        let place = [("x", x.as_str()), ("y", &y), ("width", &width), ("height", &height), ("fill", fill)];
         self.element("rect", &place);
     }
 
@@ -136,12 +130,7 @@ impl Svg {
         let thickness = number(thickness);
         self.element(
             "path",
-            &[
-                ("d", &path),
-                ("fill", "none"),
-                ("stroke", stroke),
-                ("stroke-width", &thickness),
-            ],
+            &[("d", &path), ("fill", "none"), ("stroke", stroke), ("stroke-width", &thickness)],
         );
     }
 
@@ -185,14 +174,8 @@ mod tests {
             "&lt;a href=&apos;x&apos;&gt;&amp;&quot;\u{fffd}\u{fffd}"
         );
         let mut svg = Svg::new(10, 10);
-        let style = Type {
-            family: "A\"B",
-            size: 1.0,
-            colour: "#000",
-            bold: false,
-            anchor: "start",
-            spacing: 0.0,
-        };
+        let style =
+            Type { family: "A\"B", size: 1.0, colour: "#000", bold: false, anchor: "start", spacing: 0.0 };
         svg.text(0.0, 0.0, style, "</text><image href=\"/etc/passwd\"/>");
         let document = svg.finish();
         let parsed = resvg::usvg::roxmltree::Document::parse(&document).unwrap();

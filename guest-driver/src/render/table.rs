@@ -38,21 +38,13 @@ pub fn read_csv(input: impl Read) -> Result<Vec<ReceiptRecord>, CsvError> {
     loop {
         let line = rows.reader().position().line();
         let Some(row) = rows.next() else { break };
-        let raw = row.map_err(|source| CsvError::Form {
-            line: error_line(&source, line),
-            source,
-        })?;
+        let raw = row.map_err(|source| CsvError::Form { line: error_line(&source, line), source })?;
         // A row may end after several lines (quoted line breaks): the line where it began is the one to look at.
-        let record = ReceiptRecord::try_from(raw).map_err(|source| CsvError::Record {
-            line: line.max(2),
-            source,
-        })?;
+        let record =
+            ReceiptRecord::try_from(raw).map_err(|source| CsvError::Record { line: line.max(2), source })?;
         if !paths.insert(record.path()) {
             let source = RecordError::Twice(record.text().serial.clone());
-            return Err(CsvError::Record {
-                line: line.max(2),
-                source,
-            });
+            return Err(CsvError::Record { line: line.max(2), source });
         }
         records.push(record);
     }
@@ -100,10 +92,7 @@ mod tests {
         let records = read_csv(csv_of(|_, _| ()).as_slice()).unwrap();
         assert_eq!(records.len(), 3);
         assert_eq!(records[0].path(), "2026/11/23/HT2026112300000001.png");
-        assert!(
-            records[0].path().len() <= 99,
-            "a path is the whole network payload"
-        );
+        assert!(records[0].path().len() <= 99, "a path is the whole network payload");
     }
 
     #[test]
@@ -142,29 +131,16 @@ mod tests {
     #[test]
     fn a_missing_or_unknown_column_is_an_error_with_its_name() {
         let text = String::from_utf8(csv_of(|_, _| ())).unwrap();
-        let error = read_csv(text.replacen("amount", "sum", 1).as_bytes())
-            .unwrap_err()
-            .to_string();
+        let error = read_csv(text.replacen("amount", "sum", 1).as_bytes()).unwrap_err().to_string();
         assert!(error.starts_with("line 2:") && error.contains("sum"), "{error}");
         let ragged = text.lines().next().unwrap().to_owned() + "\nonly,three,fields\n";
         let error = read_csv(ragged.as_bytes()).unwrap_err().to_string();
-        assert!(
-            error.starts_with("line 2:") && error.contains("3 fields"),
-            "{error}"
-        );
+        assert!(error.starts_with("line 2:") && error.contains("3 fields"), "{error}");
     }
 
     #[test]
     fn a_serial_cannot_leave_its_folder() {
-        for serial in [
-            "",
-            "../../etc/passwd",
-            "a/b",
-            "a.b",
-            "a b",
-            "回单",
-            &"x".repeat(33),
-        ] {
+        for serial in ["", "../../etc/passwd", "a/b", "a.b", "a b", "回单", &"x".repeat(33)] {
             assert!(
                 error_of(|_, record| record.serial = serial.into()).starts_with("line 2: serial"),
                 "{serial}"

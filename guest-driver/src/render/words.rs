@@ -107,9 +107,7 @@ impl Amount {
             return Err(form());
         }
         let limit = || AmountError::Limit(text.to_owned());
-        let hundredths = format!("{whole}{decimals:0<2}")
-            .parse::<u64>()
-            .map_err(|_| limit())?;
+        let hundredths = format!("{whole}{decimals:0<2}").parse::<u64>().map_err(|_| limit())?;
         if hundredths > HUNDREDTHS_MAX {
             return Err(limit());
         }
@@ -136,11 +134,8 @@ impl Amount {
 
     /// `人民币壹仟贰佰叁拾肆元伍角陆分`, by the central bank's rules for filling in bills.
     pub fn chinese(self) -> String {
-        let (whole, tenths, hundredths) = (
-            self.hundredths / 100,
-            self.hundredths / 10 % 10,
-            self.hundredths % 10,
-        );
+        let (whole, tenths, hundredths) =
+            (self.hundredths / 100, self.hundredths / 10 % 10, self.hundredths % 10);
         let mut words = self.currency.chinese().to_owned();
         if whole > 0 || self.hundredths == 0 {
             words += &chinese_whole(whole);
@@ -173,12 +168,7 @@ impl Amount {
 
 impl fmt::Display for Amount {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}.{:02}",
-            self.hundredths / 100,
-            self.hundredths % 100
-        )
+        write!(formatter, "{}.{:02}", self.hundredths / 100, self.hundredths % 100)
     }
 }
 
@@ -199,23 +189,14 @@ fn chinese_digit(digit: u64) -> &'static str {
 
 /// Each unit multiplies what stands before it and adds what stands after it. One 零 stands for all the zeros between.
 fn chinese_whole(number: u64) -> String {
-    const UNITS: [(u64, &str); 5] = [
-        (100_000_000, "亿"),
-        (10_000, "万"),
-        (1000, "仟"),
-        (100, "佰"),
-        (10, "拾"),
-    ];
+    const UNITS: [(u64, &str); 5] =
+        [(100_000_000, "亿"), (10_000, "万"), (1000, "仟"), (100, "佰"), (10, "拾")];
     let Some((value, name)) = UNITS.into_iter().find(|(value, _)| number >= *value) else {
         return chinese_digit(number).to_owned();
     };
     let rest = number % value;
     let gap = if rest > 0 && rest < value / 10 { "零" } else { "" };
-    let rest_words = if rest > 0 {
-        chinese_whole(rest)
-    } else {
-        String::new()
-    };
+    let rest_words = if rest > 0 { chinese_whole(rest) } else { String::new() };
     format!("{}{name}{gap}{rest_words}", chinese_whole(number / value))
 }
 
@@ -242,9 +223,8 @@ fn english_whole(number: u64) -> String {
         "Eighteen",
         "Nineteen",
     ];
-    const TENS: [&str; 10] = [
-        "", "", "Twenty", "Thirty", "Forty", "Fifty", "Sixty", "Seventy", "Eighty", "Ninety",
-    ];
+    const TENS: [&str; 10] =
+        ["", "", "Twenty", "Thirty", "Forty", "Fifty", "Sixty", "Seventy", "Eighty", "Ninety"];
     const UNITS: [(u64, &str); 5] = [
         (1_000_000_000_000, "Trillion"),
         (1_000_000_000, "Billion"),
@@ -253,10 +233,7 @@ fn english_whole(number: u64) -> String {
         (100, "Hundred"),
     ];
     let word = |list: &[&'static str], at: u64| {
-        usize::try_from(at)
-            .ok()
-            .and_then(|at| list.get(at).copied())
-            .unwrap_or_default()
+        usize::try_from(at).ok().and_then(|at| list.get(at).copied()).unwrap_or_default()
     };
     if number < 20 {
         return word(&SMALL, number).to_owned();
@@ -268,10 +245,7 @@ fn english_whole(number: u64) -> String {
             ones => format!("{tens}-{}", word(&SMALL, ones)),
         };
     }
-    let (value, name) = UNITS
-        .into_iter()
-        .find(|(value, _)| number >= *value)
-        .unwrap_or((100, "Hundred"));
+    let (value, name) = UNITS.into_iter().find(|(value, _)| number >= *value).unwrap_or((100, "Hundred"));
     let head = format!("{} {name}", english_whole(number / value));
     match number % value {
         0 => head,
@@ -312,10 +286,7 @@ mod tests {
             ("1000000000000", "壹万亿元整"),
             ("1000100000000", "壹万零壹亿元整"),
             ("1000000000001.10", "壹万亿零壹元壹角整"),
-            (
-                "9999999999999.99",
-                "玖万玖仟玖佰玖拾玖亿玖仟玖佰玖拾玖万玖仟玖佰玖拾玖元玖角玖分",
-            ),
+            ("9999999999999.99", "玖万玖仟玖佰玖拾玖亿玖仟玖佰玖拾玖万玖仟玖佰玖拾玖元玖角玖分"),
         ];
         for (figures, words) in cases {
             assert_eq!(yuan(figures).chinese(), format!("人民币{words}"), "{figures}");
@@ -337,22 +308,14 @@ mod tests {
             ("1000000000000", "One Trillion Only"),
         ];
         for (figures, words) in cases {
-            assert_eq!(
-                yuan(figures).english(),
-                format!("Renminbi Yuan {words}"),
-                "{figures}"
-            );
+            assert_eq!(yuan(figures).english(), format!("Renminbi Yuan {words}"), "{figures}");
         }
     }
 
     #[test]
     fn figures_are_grouped_by_thousands() {
-        let cases = [
-            ("0", "¥0.00"),
-            ("999.9", "¥999.90"),
-            ("1000", "¥1,000.00"),
-            ("1234567.89", "¥1,234,567.89"),
-        ];
+        let cases =
+            [("0", "¥0.00"), ("999.9", "¥999.90"), ("1000", "¥1,000.00"), ("1234567.89", "¥1,234,567.89")];
         for (text, figures) in cases {
             assert_eq!(yuan(text).figures(), figures);
         }
@@ -364,9 +327,7 @@ mod tests {
 
     #[test]
     fn what_is_not_an_amount_is_refused() {
-        for text in [
-            "", ".", "1.", ".5", "1.234", "-1", "+1", "1,000", " 1", "1e3", "１", "1.2.3",
-        ] {
+        for text in ["", ".", "1.", ".5", "1.234", "-1", "+1", "1,000", " 1", "1e3", "１", "1.2.3"] {
             assert_eq!(
                 Amount::parse(text, Currency::Cny),
                 Err(AmountError::Form(text.to_owned())),
@@ -374,14 +335,8 @@ mod tests {
             );
         }
         for text in ["10000000000000", "99999999999999999999999"] {
-            assert_eq!(
-                Amount::parse(text, Currency::Cny),
-                Err(AmountError::Limit(text.to_owned()))
-            );
+            assert_eq!(Amount::parse(text, Currency::Cny), Err(AmountError::Limit(text.to_owned())));
         }
-        assert_eq!(
-            "XAU".parse::<Currency>(),
-            Err(AmountError::Currency("XAU".to_owned()))
-        );
+        assert_eq!("XAU".parse::<Currency>(), Err(AmountError::Currency("XAU".to_owned())));
     }
 }
