@@ -37,7 +37,9 @@ const LOADS: [Load; 3] = [
 ];
 
 fn main() {
-    println!("\nload              ordered kIOPS  CPU us   unordered kIOPS  CPU us   ratio of IOPS (median of {ROUNDS})");
+    println!(
+        "\nload              ordered kIOPS  CPU us   unordered kIOPS  CPU us   ratio of IOPS (median of {ROUNDS})"
+    );
     for load in LOADS {
         let rounds: Vec<_> = (0..ROUNDS).map(|_| (measure(load, true), measure(load, false))).collect();
         let median = |pick: &dyn Fn(&(Figures, Figures)) -> f64| {

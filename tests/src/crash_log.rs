@@ -1,5 +1,6 @@
 //! The log of `serve --record` (the format of dm-log-writes), and the disks a host crash could leave behind.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -61,46 +62,49 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
-/// A disk in memory, zero where nothing was written. A clone shares what it does not change.
+type Sectors = BTreeMap<u64, [u8; SECTOR]>;
+
+/// A disk in memory, zero where nothing was written: what is durable, shared by all crash states, and what lies on top.
 #[derive(Debug, Clone)]
 pub struct CrashedDisk {
     size_bytes: u64,
-    sectors: std::cell::RefCell<BTreeMap<u64, Arc<[u8; SECTOR]>>>,
+    durable: Arc<Sectors>,
+    top: RefCell<Sectors>,
 }
 
 impl CrashedDisk {
     /// An empty disk.
     pub fn new(size_bytes: u64) -> Self {
-        Self { size_bytes, sectors: std::cell::RefCell::default() }
+        Self { size_bytes, durable: Arc::default(), top: RefCell::default() }
     }
 
-    /// Applies one event as a whole.
-    pub fn apply(&mut self, event: &Event) {
-        self.apply_some(event, |_| true);
+    /// Makes one event durable.
+    pub fn keep(&mut self, event: &Event) {
+        apply_some(Arc::make_mut(&mut self.durable), event, |_| true);
     }
 
-    /// Applies the sectors of an event that `keep` chooses: a torn write.
-    pub fn apply_some(&mut self, event: &Event, mut keep: impl FnMut(u64) -> bool) {
-        if let Event::Write(first, data) = event {
-            for (sector, content) in (*first..).zip(data.chunks_exact(SECTOR)) {
-                if keep(sector) {
-                    self.sectors.get_mut().insert(sector, Arc::new(content.try_into().unwrap()));
-                }
-            }
-        }
-    }
-
-    /// What a crash leaves of `unflushed` events on top of this disk: each whole, lost, or torn by sector.
+    /// What a crash leaves of `unflushed` events on top of what is durable: each whole, lost, or torn by sector.
     pub fn crash(&self, unflushed: &[Event], rng: &mut Rng) -> Self {
-        let mut left = self.clone();
+        let mut top = Sectors::new();
         for event in unflushed {
             match rng.below(3) {
-                0 => left.apply(event),
-                1 => left.apply_some(event, |_| rng.below(2) == 0),
+                0 => apply_some(&mut top, event, |_| true),
+                1 => apply_some(&mut top, event, |_| rng.below(2) == 0),
                 _ => {}
             }
         }
-        left
+        Self { top: RefCell::new(top), ..self.clone() }
+    }
+}
+
+/// Writes the sectors of an event that `keep` chooses.
+fn apply_some(to: &mut Sectors, event: &Event, mut keep: impl FnMut(u64) -> bool) {
+    if let Event::Write(first, data) = event {
+        for (sector, content) in (*first..).zip(data.chunks_exact(SECTOR)) {
+            if keep(sector) {
+                to.insert(sector, content.try_into().unwrap());
+            }
+        }
     }
 }
 
@@ -112,9 +116,9 @@ impl receipt_store::Device for CrashedDisk {
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
         check_range(DeviceOp::Read, self.size_bytes, offset_bytes, buf.len())?;
         let first = offset_bytes / SECTOR as u64;
-        let sectors = self.sectors.borrow();
+        let top = self.top.borrow();
         for (sector, part) in (first..).zip(buf.chunks_exact_mut(SECTOR)) {
-            match sectors.get(&sector) {
+            match top.get(&sector).or_else(|| self.durable.get(&sector)) {
                 Some(content) => part.copy_from_slice(&content[..]),
                 None => part.fill(0),
             }
@@ -125,9 +129,9 @@ impl receipt_store::Device for CrashedDisk {
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
         check_range(DeviceOp::Write, self.size_bytes, offset_bytes, buf.len())?;
         let first = offset_bytes / SECTOR as u64;
-        let mut sectors = self.sectors.borrow_mut();
+        let mut top = self.top.borrow_mut();
         for (sector, part) in (first..).zip(buf.chunks_exact(SECTOR)) {
-            sectors.insert(sector, Arc::new(part.try_into().unwrap()));
+            top.insert(sector, part.try_into().unwrap());
         }
         Ok(())
     }

@@ -4,15 +4,19 @@
 //! * [`Driver`] is an ordinary driver (the `virtio-driver` crate): reads, writes, flushes, with a queue depth.
 //! * [`raw::RawGuest`] owns every byte: messages, guest memory and ring entries, for what no honest driver sends.
 //! * [`recorder::Recorder`] drives several raw guests at random, [`history::History`] checks what they saw.
+//! * [`crash_log`] makes the disks that a host crash could leave from the log of `serve --record`;
+//!   [`guest_disk`] is the store's view of the disk through a driver.
 //! * [`Guest`] is a QEMU guest driven over its serial console.
 //!
 //! Everything waits for a condition; [`SAFETY_NET`] only turns a hang into a failure.
 
 mod backend;
 mod bins;
+pub mod crash_log;
 mod disk;
 mod driver;
 mod guest;
+pub mod guest_disk;
 pub mod history;
 mod proc;
 pub mod raw;
