@@ -217,3 +217,24 @@ fn kicks_without_work_are_harmless() {
     guest.assert_works();
     stand.backend().proc().wait_until_idle();
 }
+
+#[test]
+fn memory_that_vanishes_costs_nobody_else() {
+    run(&[
+        Case {
+            name: "memory truncated, then a kick",
+            act: |guest| {
+                rustix::fs::ftruncate(guest.memory().fd(), 0).unwrap();
+                guest.kick(0);
+            },
+        },
+        Case {
+            name: "memory truncated under a request",
+            act: |guest| {
+                write_chain(guest, |_| {});
+                rustix::fs::ftruncate(guest.memory().fd(), 0).unwrap();
+                guest.kick(0);
+            },
+        },
+    ]);
+}

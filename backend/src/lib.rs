@@ -43,6 +43,7 @@ mod role;
 pub mod server;
 mod session;
 mod shared;
+mod sigbus;
 mod socket;
 mod state;
 mod stats;

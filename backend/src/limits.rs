@@ -70,6 +70,9 @@ pub const HANDSHAKE_GRACE_MS: u64 = 1000;
 /// Segments of one system call (`IOV_MAX`).
 pub const MAX_IOVECS: usize = 1024;
 
+/// Memory regions of all guests whose loss must not end the process.
+pub const MAX_GUARDED_REGIONS: usize = 8192;
+
 /// Guest memory of one guest, in bytes: the address space is shared by all guests.
 pub const MAX_MAPPED_BYTES: u64 = 16 << 40;
 

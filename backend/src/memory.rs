@@ -16,6 +16,7 @@ use vm_memory::{
 };
 
 use crate::limits::{MAX_MAPPED_BYTES, MAX_MEM_SLOTS};
+use crate::sigbus::Guard;
 
 /// Mapped memory of one guest; addresses are guest physical.
 pub type Mem = GuestMemoryMmap<()>;
@@ -46,6 +47,8 @@ struct Region {
     guest_addr: u64,
     user_addr: u64,
     size_bytes: u64,
+    /// Goes before the mapping. Nobody accesses that any more then: rings are stopped before a region is removed.
+    _guard: Guard,
     mapping: Arc<GuestRegionMmap<()>>,
 }
 
@@ -153,12 +156,14 @@ impl Region {
         }
         let mapping = MmapRegion::from_file(FileOffset::new(File::from(fd), mmap_offset), size)
             .map_err(|e| MemoryError::Map(e.to_string()))?;
+        let guard = Guard::new(mapping.as_ptr(), mapping.size()).ok_or(MemoryError::TooMany)?;
         let mapping =
             GuestRegionMmap::new(mapping, GuestAddress(guest_phys_addr)).ok_or(MemoryError::BadRegion)?;
         Ok(Self {
             guest_addr: guest_phys_addr,
             user_addr,
             size_bytes: memory_size,
+            _guard: guard,
             mapping: Arc::new(mapping),
         })
     }

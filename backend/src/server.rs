@@ -30,6 +30,7 @@ use crate::record::Recorder;
 use crate::role::ReadMode;
 use crate::session::Offer;
 use crate::shared::Shared;
+use crate::sigbus;
 use crate::socket::{Endpoint, Listener, SocketAccess};
 use crate::state::StateFile;
 use crate::worker::{Mail, Worker, WorkerConfig};
@@ -45,6 +46,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     // Nobody else gets at a socket between its making and its mode.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     raise_descriptor_limit();
+    sigbus::install().map_err(system("cannot handle SIGBUS"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("cannot watch for signals"))?;
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("cannot make an eventfd")(error.into()))?;

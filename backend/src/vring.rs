@@ -101,7 +101,10 @@ impl Vring {
 
     fn note_broken(&mut self, error: &virtio_queue::Error) {
         if !std::mem::replace(&mut self.broken, true) {
-            log::warn!("event=broken-ring error=\"{error}\" the guest must reset it");
+            let lost = crate::sigbus::lost_regions();
+            log::warn!(
+                "event=broken-ring error=\"{error}\" lost_memory_regions={lost} the guest must reset it"
+            );
         }
     }
 
