@@ -102,6 +102,13 @@ all_tests() {
     count_tests "$status"
 }
 
+# The code where threads meet, compiled with shuttle's locks in place of the system's.
+thread_schedules() {
+    RUSTFLAGS="--cfg shuttle" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/shuttle" \
+        cargo test -p receiptdisk-backend --lib gate 2>&1 | tee "$scratch/schedules.log"
+    grep -q '^test result: ok. [1-9]' "$scratch/schedules.log"
+}
+
 nothing_left() {
     local files pid left=''
     files=$(find "$scratch/tmp" /dev/shm -mindepth 1 -maxdepth 1 \( -path "$scratch/*" -o -name 'receiptdisk-test-*' \))
@@ -115,6 +122,7 @@ step "shellcheck" check_scripts
 step "clippy" cargo clippy --workspace --all-targets --all-features -- -D warnings
 if step "build" build_programs && step "build the guest's program" build_guest_program; then
     step "tests" all_tests
+    step "random thread schedules" thread_schedules
     step "nothing is left behind" nothing_left
 fi
 
