@@ -11,6 +11,7 @@ use crate::page::PageKind;
 use crate::page_store::PageStore;
 use crate::path::PathHash;
 use crate::record::{Header, Kind};
+use crate::rules::Rule;
 use crate::superblock::Superblock;
 use crate::table::{self, SegmentState, TableEntry};
 
@@ -91,9 +92,9 @@ impl<D: Device> Pages<'_, D> {
             generation: header.generation,
             seq: header.seq,
         };
-        if found.entries.iter().any(|(_, old)| old.seq >= header.seq) {
+        if Rule::ReplayTwice.holds() && found.entries.iter().any(|(_, old)| old.seq >= header.seq) {
             // Applied before. The page is staged all the same: a crash may have torn its other slot.
-            for page_no in found.pages {
+            for page_no in found.pages.into_iter().filter(|_| Rule::RecoveryRewrites.holds()) {
                 self.store.stage(self.device, page_no, PageKind::Index)?;
             }
             return Ok(());

@@ -40,6 +40,7 @@ pub mod raw_device;
 pub mod reader;
 pub mod record;
 pub mod recover;
+pub mod rules;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod space;

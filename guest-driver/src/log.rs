@@ -7,6 +7,7 @@ use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
 use crate::layout::{BLOCK_BYTES_USIZE, Geometry, SUMMARY_BLOCKS_MAX, SUMMARY_RECORDS_MAX, block_offset};
 use crate::record::{Header, Kind, RecordFault, record_blocks};
+use crate::rules::Rule;
 use crate::summary::{DESCRIPTOR_BYTES_MAX, Descriptor, ITEM_BYTES, Item};
 
 /// A place in the log from which headers can be followed.
@@ -43,10 +44,10 @@ impl Cursor {
         self.seq.checked_add(1) == Some(header.seq)
             && header.block == self.block
             && header.generation == self.generation
-            && header.prev_hash == self.prev_hash
-            && header.epoch >= self.epoch
+            && (header.prev_hash == self.prev_hash || !Rule::Chain.holds())
+            && (header.epoch >= self.epoch || !Rule::EpochsRise.holds())
             && geometry.holds_record(header.block, header.blocks)
-            && (header.kind != Kind::Seal || seal_link(header, geometry).is_some())
+            && (header.kind != Kind::Seal || seal_link(header, geometry).is_some() || !Rule::SealLink.holds())
     }
 
     /// Moves behind `header`, into the next segment when it is a Seal.
@@ -171,7 +172,8 @@ impl Tail {
     #[must_use]
     pub fn fits(&self, geometry: &Geometry, blocks: u64, path_len: usize) -> bool {
         let list_bytes = self.pending_bytes + (ITEM_BYTES + path_len) as u64;
-        blocks.saturating_add(list_blocks(list_bytes)) <= self.room_blocks(geometry)
+        let seal = if Rule::SealRoom.holds() { list_blocks(list_bytes) } else { 0 };
+        blocks.saturating_add(seal) <= self.room_blocks(geometry)
     }
 
     /// Whether a Summary should be written now; it must leave room for an empty Seal.

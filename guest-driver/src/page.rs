@@ -6,6 +6,7 @@
 use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
 use crate::layout::{BLOCK_BYTES_USIZE, PAGE_READS_MAX, SLOT_BODY_BYTES, SLOT_HEADER_BYTES, page_offset};
+use crate::rules::Rule;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -167,7 +168,7 @@ pub fn read_page<D: Device>(device: &D, id: PageId) -> Result<(Page, u64)> {
         if !is_torn {
             return Ok(found);
         }
-        if previous.as_ref().is_some_and(|p| p.as_slice() == buf.as_slice()) {
+        if previous.as_ref().is_some_and(|p| p.as_slice() == buf.as_slice()) || !Rule::TornReadTwice.holds() {
             let (mut page, store_id) = found;
             page.is_damaged = true;
             return Ok((page, store_id));

@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{BLOCK_BYTES, CACHED_PAGES_MAX, page_offset};
 use crate::page::{Page, PageId, PageKind, encode_slot, read_page};
+use crate::rules::Rule;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Pages of one writer.
@@ -96,7 +97,13 @@ impl PageStore {
             None => read_page(device, id).map(|(old, _)| (old.version, old.slot))?,
         };
         let version = version.checked_add(1).ok_or_else(|| Error::Corrupt("page version".to_owned()))?;
-        let page = Page { version, slot: 1 - slot, epoch: self.epoch, is_damaged: false, ..page };
+        let page = Page {
+            version,
+            slot: if Rule::OtherSlot.holds() { 1 - slot } else { slot },
+            epoch: self.epoch,
+            is_damaged: false,
+            ..page
+        };
         let bytes = encode_slot(self.store_id, page_no, kind, &page);
         // crash here: this slot may be torn; the other one is durable and the page's change is in the replay window.
         device.write(page_offset(page_no) + u64::from(page.slot) * BLOCK_BYTES, bytes.as_slice())?;
@@ -104,12 +111,14 @@ impl PageStore {
         Ok(())
     }
 
-    /// Flushes the device: every page may be written again.
+    /// Flushes the device, as `rule` demands: every page may be written again.
     ///
     /// # Errors
     /// A device error; the writer must stop then.
-    pub fn flush<D: Device>(&mut self, device: &D) -> Result<()> {
-        device.flush()?;
+    pub fn flush<D: Device>(&mut self, device: &D, rule: Rule) -> Result<()> {
+        if rule.holds() {
+            device.flush()?;
+        }
         self.written_since_flush.clear();
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::log::{read_blocks, read_header};
 use crate::page::{PageId, PageKind, read_page};
 use crate::path::{PathHash, ReceiptPath};
 use crate::record::{Header, Kind, RecordFault};
+use crate::rules::Rule;
 use crate::superblock::Superblock;
 use crate::window::Window;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -35,7 +36,9 @@ impl Receipt {
         header: Header,
         buf: AlignedBuf,
     ) -> std::result::Result<Self, RecordFault> {
-        header.data(buf.as_slice())?;
+        if Rule::DataFits.holds() {
+            header.data(buf.as_slice())?;
+        }
         Ok(Self { path, header, buf })
     }
 
@@ -188,6 +191,10 @@ impl<D: Device> Reader<D> {
                     fact = found;
                     continue;
                 }
+                Attempt::Miss(found) if !Rule::MissReadsAgain.holds() => {
+                    let control = Control::read(&self.device, superblock)?;
+                    return Err(self.why_missing(superblock, path, &control, &found)?);
+                }
                 Attempt::Miss(_) => {}
             }
             // A miss: the put may have been acknowledged since the bucket was read, or lie in the replay window.
@@ -247,7 +254,7 @@ impl<D: Device> Reader<D> {
     ) -> Result<Error> {
         let name = path.to_string();
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if !control.is_closed() {
+        if !control.is_closed() && Rule::MissSearchesWindow.holds() {
             window.extend(&self.device, superblock, control)?;
             if window.holds(path) {
                 return Ok(Error::Pending { path: name });
@@ -300,7 +307,7 @@ fn check(path: &ReceiptPath, entry: &Entry, header: &Header) -> Attempt<()> {
     let is_named = header.kind == Kind::Put
         && (header.block, header.blocks) == (entry.block, entry.blocks)
         && (header.seq, header.generation) == (entry.seq, entry.generation);
-    if !is_named {
+    if !is_named && Rule::EntryFits.holds() {
         return mismatch(entry, "another record lies there");
     }
     if header.meta != path.as_str().as_bytes() {

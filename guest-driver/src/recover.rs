@@ -13,6 +13,7 @@ use crate::log::{Cursor, Tail, load_tail, read_blocks, read_header};
 use crate::page::{Page, PageKind};
 use crate::page_store::PageStore;
 use crate::record::{FLAG_BATCH_START, Header, Kind};
+use crate::rules::Rule;
 use crate::superblock::Superblock;
 use crate::table;
 use crate::writer::{Writer, WriterOptions};
@@ -35,7 +36,7 @@ impl<D: Device> Writer<D> {
         let is_clean = control.is_closed()
             && control.head.published_seq == control.head.replay.seq
             && next_header(&device, &superblock, &cursor_at(&control))?.is_none();
-        if !is_clean {
+        if !is_clean && Rule::OpeningFlushes.holds() {
             // crash here: nothing has changed.
             device.flush()?;
         }
@@ -45,8 +46,12 @@ impl<D: Device> Writer<D> {
         pages.remember(PAGE_HEAD, control.head_page.clone());
         // crash here: the older lease counts and no record carries the new epoch; both slots torn means the same.
         pages.write(&device, PAGE_LEASE, PageKind::Lease, lease.encode())?;
-        pages.flush(&device)?;
-        let tail = load_tail(&device, &superblock.geometry, &control.head.replay, control.head_page.epoch)?;
+        pages.flush(&device, Rule::EpochFlushed)?;
+        let replay = &control.head.replay;
+        let tail = match Rule::SummaryComplete.holds() {
+            true => load_tail(&device, &superblock.geometry, replay, control.head_page.epoch)?,
+            false => Tail::at(replay, control.head_page.epoch),
+        };
         let mut writer = Self {
             device,
             superblock,
@@ -68,7 +73,7 @@ impl<D: Device> Writer<D> {
         self.pages.accept_damaged(true);
         let mut count = 0;
         while let Some((header, hash)) = next_header(&self.device, &self.superblock, &self.tail.cursor)? {
-            if !is_whole(&self.device, &header)? {
+            if Rule::RecoveryChecksData.holds() && !is_whole(&self.device, &header)? {
                 break;
             }
             let mut pages =
@@ -84,10 +89,10 @@ impl<D: Device> Writer<D> {
         // crash here: any subset of the pages may be lost or torn; the head still replays from the old place.
         self.pages.write_staged(&self.device)?;
         // crash here: as above.
-        self.pages.flush(&self.device)?;
+        self.pages.flush(&self.device, Rule::RecoveryFlushes)?;
         self.write_head(&self.tail.position())?;
         // crash here: either head is right.
-        self.pages.flush(&self.device)?;
+        self.pages.flush(&self.device, Rule::RecoveryFlushes)?;
         self.pages.accept_damaged(false);
         Ok(())
     }
@@ -96,22 +101,24 @@ impl<D: Device> Writer<D> {
     fn check_end(&mut self, head: &Head) -> Result<()> {
         let end_seq = self.tail.cursor.seq;
         let fail = |evidence: String| Err(Error::CorruptLog { end_seq, evidence });
-        if head.published_seq > end_seq {
+        if head.published_seq > end_seq && Rule::ProofHead.holds() {
             return fail(format!("the head has published sequence {}", head.published_seq));
         }
         let geometry = &self.superblock.geometry;
         let (table_page, _) = geometry.table_slot(geometry.segment_of(self.tail.cursor.block));
         let applied = table::applied_seq(self.pages.load(&self.device, table_page, PageKind::Table)?);
-        if applied > end_seq {
+        if applied > end_seq && Rule::ProofTable.holds() {
             return fail(format!("the segment table knows sequence {applied}"));
         }
         for (page_no, kind, page) in self.pages.staged() {
             let seq = newest_seq(kind, page, page_no, &self.superblock)?;
-            if seq > end_seq {
+            if seq > end_seq && proof(kind).holds() {
                 return fail(format!("page {page_no} knows sequence {seq}"));
             }
         }
-        if let Some(seq) = later_batch(&self.device, &self.superblock, &self.tail)? {
+        if let Some(seq) = later_batch(&self.device, &self.superblock, &self.tail)?
+            && Rule::ProofCommit.holds()
+        {
             return fail(format!("a later commit began with sequence {seq}"));
         }
         Ok(())
@@ -138,6 +145,10 @@ fn next_header<D: Device>(
 fn is_whole<D: Device>(device: &D, header: &Header) -> Result<bool> {
     let buf = read_blocks(device, header.block, header.blocks)?;
     Ok(header.data(buf.as_slice()).is_ok())
+}
+
+fn proof(kind: PageKind) -> Rule {
+    if kind == PageKind::Table { Rule::ProofTable } else { Rule::ProofPage }
 }
 
 fn newest_seq(kind: PageKind, page: &Page, page_no: u64, superblock: &Superblock) -> Result<u64> {

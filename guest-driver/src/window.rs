@@ -10,6 +10,7 @@ use crate::layout::{SPILL_HOPS_MAX, WINDOW_RECORDS_MAX};
 use crate::log::{Cursor, read_header};
 use crate::path::ReceiptPath;
 use crate::record::Kind;
+use crate::rules::Rule;
 use crate::superblock::Superblock;
 use std::collections::HashSet;
 
@@ -37,7 +38,8 @@ impl Window {
             Some(cursor) if self.head == head => cursor,
             _ => {
                 self.paths.clear();
-                Cursor::at(&control.head.replay, control.head_page.epoch)
+                let epoch = if Rule::WindowEpoch.holds() { control.head_page.epoch } else { 0 };
+                Cursor::at(&control.head.replay, epoch)
             }
         };
         self.head = head;

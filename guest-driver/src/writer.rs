@@ -15,6 +15,7 @@ use crate::page::PageKind;
 use crate::page_store::PageStore;
 use crate::path::ReceiptPath;
 use crate::record::{Header, Kind, record_blocks};
+use crate::rules::Rule;
 use crate::space::next_free;
 use crate::summary::ITEM_BYTES;
 use crate::superblock::Superblock;
@@ -139,12 +140,13 @@ impl<D: Device> Writer<D> {
             self.device.write(block_offset(extent.block), extent.buf.as_slice())?;
         }
         // crash here: as above; after it the records are durable and recovery re-indexes them from the head.
-        self.pages.flush(&self.device)?;
+        self.pages.flush(&self.device, Rule::CommitFlushes)?;
         // crash here: any subset of the pages may be lost or torn; the records lie behind the head's replay position.
         self.pages.write_staged(&self.device)?;
         // The head comes last, so that whoever sees a sequence published also finds its entry.
         self.tail = batch.tail;
-        self.write_head(&start)
+        let end = self.tail.position();
+        self.write_head(if Rule::HeadReplaysCommit.holds() { &start } else { &end })
     }
 
     /// Writes the head with `replay` as replay position and everything up to the tail published.
@@ -172,13 +174,14 @@ impl<D: Device> Writer<D> {
         let end = self.tail.position();
         if self.head_replay != end {
             // crash here: the lease is still open, the next writer replays the last commit.
-            self.pages.flush(&self.device)?;
+            self.pages.flush(&self.device, Rule::ClosingFlushes)?;
             self.write_head(&end)?;
         }
         self.lease.is_open = false;
         // crash here: head and lease may each be old or new; pages are durable, so replaying again changes nothing.
         self.pages.write(&self.device, PAGE_LEASE, PageKind::Lease, self.lease.encode())?;
-        self.pages.flush(&self.device)
+        self.device.flush()?;
+        Ok(())
     }
 
     fn now_ms(&self) -> u64 {

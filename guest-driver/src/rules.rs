@@ -1,0 +1,91 @@
+//! The rules of the protocol by name. Tests remove one at a time, to see that the simulator notices; in every other build
+//! [`Rule::holds`] is a constant.
+
+/// What keeps receipts safe. The table in `docs/format.md` says what happens without each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// A commit is flushed before an index page names it.
+    CommitFlushes,
+    /// A page goes to the slot that does not hold its newest version.
+    OtherSlot,
+    /// A record carries the hash of the header before.
+    Chain,
+    /// Epochs never fall along the log.
+    EpochsRise,
+    /// The first record carries the identity of the store.
+    Genesis,
+    /// The head replays from the start of the commit that it is written with.
+    HeadReplaysCommit,
+    /// A miss searches the replay window.
+    MissSearchesWindow,
+    /// A miss reads the index page again behind the head.
+    MissReadsAgain,
+    /// A record has the sequence, generation and place that its entry says.
+    EntryFits,
+    /// Data is checked before it is handed out.
+    DataFits,
+    /// One read that finds a torn slot is not trusted.
+    TornReadTwice,
+    /// Recovery takes a record only if its data is whole.
+    RecoveryChecksData,
+    /// Recovery flushes the pages before the head.
+    RecoveryFlushes,
+    /// Recovery writes a page again even if it shows the record.
+    RecoveryRewrites,
+    /// What was applied before is not applied again.
+    ReplayTwice,
+    /// Closing flushes the pages before the head.
+    ClosingFlushes,
+    /// An unclean opening flushes before anything is built on what it read.
+    OpeningFlushes,
+    /// The new epoch is durable before a record carries it.
+    EpochFlushed,
+    /// The window begins at the epoch of the head page.
+    WindowEpoch,
+    /// The log is not cut before what the head has published.
+    ProofHead,
+    /// Nor before what the segment table knows.
+    ProofTable,
+    /// Nor before what an index page knows.
+    ProofPage,
+    /// Nor before the first record of a later commit.
+    ProofCommit,
+    /// Room for the Seal is always kept.
+    SealRoom,
+    /// Opening loads what the next Summary has to list.
+    SummaryComplete,
+    /// A Seal counts only if it links to a data segment, and is followed there.
+    SealLink,
+    /// A writer that was replaced writes no more.
+    Fenced,
+    /// The table's count of live records is a hint only.
+    LiveIsHint,
+}
+
+#[cfg(any(test, feature = "sim"))]
+thread_local! {
+    static REMOVED: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
+}
+
+impl Rule {
+    /// Whether the rule is in force. Always, except in a test that removed it.
+    #[cfg(not(any(test, feature = "sim")))]
+    #[inline(always)]
+    #[must_use]
+    pub const fn holds(self) -> bool {
+        true
+    }
+
+    /// Whether the rule is in force. Always, except in a test that removed it.
+    #[cfg(any(test, feature = "sim"))]
+    #[must_use]
+    pub fn holds(self) -> bool {
+        REMOVED.get() != Some(self)
+    }
+
+    /// Removes one rule in this thread, or puts all of them back.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn remove(rule: Option<Self>) {
+        REMOVED.set(rule);
+    }
+}
