@@ -6,6 +6,8 @@
 //! * [`recorder::Recorder`] drives several raw guests at random, [`history::History`] checks what they saw.
 //! * [`crash_log`] makes the disks that a host crash could leave from the log of `serve --record`;
 //!   [`guest_disk`] is the store's view of the disk through a driver.
+//! * [`FaultDisk`] is a disk whose operations can be held or fail, and which knows what was synced.
+//! * [`Ctl`] is the operator.
 //! * [`Guest`] is a QEMU guest driven over its serial console.
 //!
 //! Everything waits for a condition; [`SAFETY_NET`] only turns a hang into a failure.
@@ -13,8 +15,11 @@
 mod backend;
 mod bins;
 pub mod crash_log;
+mod ctl;
 mod disk;
 mod driver;
+mod fault_disk;
+mod fault_stand;
 mod guest;
 pub mod guest_disk;
 pub mod history;
@@ -28,8 +33,11 @@ mod wait;
 
 pub use backend::{Backend, Serve};
 pub use bins::{backend_binary, receipt_binary, repository, static_receipt_binary};
+pub use ctl::Ctl;
 pub use disk::{Scratch, pattern};
 pub use driver::Driver;
+pub use fault_disk::{DiskOp, FaultDisk, mount_small_tmpfs};
+pub use fault_stand::FaultStand;
 pub use guest::{Guest, Output};
 pub use proc::{Exit, Proc};
 pub use stand::Stand;
