@@ -9,7 +9,7 @@ use receipt_store::{Error, FormatOptions, Put, Reader, ReceiptPath, Writer, Writ
 use receiptdisk_tests::crash_log::{CrashedDisk, Event, logged_entries, read_log};
 use receiptdisk_tests::guest_disk::GuestDisk;
 use receiptdisk_tests::rng::Rng;
-use receiptdisk_tests::{Driver, Scratch, Serve};
+use receiptdisk_tests::{Driver, SECTOR, Scratch, Serve};
 
 const IMAGE_BYTES: u64 = 32 << 20;
 const COMMITS: u64 = 60;
@@ -141,4 +141,100 @@ fn check_state(crashed: CrashedDisk, flushed_entries: u64, promises: &[Promise],
             Err(error) => panic!("{place}: {path}: {error}"),
         }
     }
+}
+
+const BLOCKS: usize = 8;
+const STEPS: u64 = 400;
+
+/// What a guest was told of a block: no crash from then on may leave an older value.
+#[derive(Debug, Clone, Copy)]
+struct BlockPromise {
+    block: u64,
+    value: u64,
+    entries: u64,
+}
+
+#[test]
+fn no_crash_takes_back_what_a_durable_read_returned() {
+    let (broken, states) = raw_blocks("durable");
+    assert!(states >= 10_000, "only {states} crash states");
+    assert_eq!(broken, 0, "values that a durable read returned are gone");
+}
+
+/// The same with ordinary reads: they do return what a crash can take back, so the test above can fail.
+#[test]
+fn crashes_do_take_back_what_an_ordinary_read_returned() {
+    assert!(raw_blocks("completed").0 > 0);
+}
+
+/// One guest writes single sectors and sometimes flushes, another reads them with `reads=MODE`. Returns the promises
+/// that crash states break, and the number of states.
+fn raw_blocks(reads: &str) -> (u64, u64) {
+    let seed = 4_711;
+    let scratch = Scratch::new();
+    let image = scratch.image(1 << 20);
+    let log = scratch.join("writes.log");
+    let serve = Serve::image(&image).arg("--record").arg(&log).rw("issuer");
+    let mut backend = serve.guest("front", &format!("access=ro,reads={reads}")).start();
+    let mut writer = Driver::connect(&backend.socket("issuer"));
+    let mut reader = Driver::connect(&backend.socket("front"));
+    let mut rng = Rng::new(seed);
+    let mut promises = Vec::new();
+    let mut written = [0; BLOCKS];
+    for value in 1..=STEPS {
+        let block = rng.below(BLOCKS as u64);
+        let offset = block * SECTOR as u64;
+        match rng.below(10) {
+            0 => {
+                writer.flush().unwrap();
+                let entries = logged_entries(&log);
+                promises.extend((0..).zip(written).map(|(block, value)| BlockPromise {
+                    block,
+                    value,
+                    entries,
+                }));
+            }
+            1..6 => {
+                let mut data = vec![0; SECTOR];
+                data[..8].copy_from_slice(&value.to_le_bytes());
+                writer.write(offset, &data).unwrap();
+                written[usize::try_from(block).unwrap()] = value;
+            }
+            _ => {
+                let value = value_of(&reader.read(offset, SECTOR).unwrap());
+                promises.push(BlockPromise { block, value, entries: logged_entries(&log) });
+            }
+        }
+    }
+    drop((writer, reader));
+    assert_eq!(backend.terminate().code, Some(0));
+    broken_promises(&read_log(&log), &promises, &mut rng)
+}
+
+fn broken_promises(events: &[Event], promises: &[BlockPromise], rng: &mut Rng) -> (u64, u64) {
+    let mut durable = CrashedDisk::new(1 << 20);
+    let mut unflushed: Vec<Event> = Vec::new();
+    let (mut flushed_entries, mut states, mut broken) = (0, 0, 0);
+    for (entries, event) in (1..).zip(events) {
+        if *event == Event::Flush {
+            unflushed.drain(..).for_each(|event| durable.keep(&event));
+            flushed_entries = entries;
+        } else {
+            unflushed.push(event.clone());
+        }
+        for _ in 0..STATES_PER_PREFIX * 2 {
+            let crashed = durable.crash(&unflushed, rng);
+            states += 1;
+            let kept = promises.iter().filter(|promise| promise.entries <= flushed_entries);
+            broken += kept
+                .filter(|promise| value_of(&crashed.sector(promise.block)) < promise.value)
+                .map(|_| 1)
+                .sum::<u64>();
+        }
+    }
+    (broken, states)
+}
+
+fn value_of(sector: &[u8]) -> u64 {
+    u64::from_le_bytes(sector[..8].try_into().unwrap())
 }

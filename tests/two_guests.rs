@@ -94,6 +94,36 @@ fn streamed_paths(pair: &mut Pair, count: usize) {
     assert_eq!(received, issued, "what is read is not what was stored");
 }
 
+/// Seconds that writer and reader race; the long test has 60.
+const RACE_SECONDS: &str = "RECEIPTDISK_RACE_SECONDS";
+
+/// One path is rewritten at full speed while the other guest reads it at full speed: each get gives a whole version,
+/// never an older one than the get before.
+#[test]
+fn reader_races_the_writer() {
+    let seconds = std::env::var(RACE_SECONDS).unwrap_or_else(|_| "10".into());
+    let mut pair = Pair::boot();
+    pair.issuer.ok("printf 00000000 > /tmp/r && receipt put newest.png /tmp/r");
+    let until = format!("now() {{ cut -d. -f1 /proc/uptime; }}; end=$(($(now) + {seconds})); n=0");
+    pair.issuer.type_line(&format!(
+        "{until}; while [ $(now) -lt $end ]; do n=$((n + 1)); \
+         {{ printf %08d $n; head -c $((n * 977 % 90000)) /dev/zero; }} > /tmp/r; \
+         receipt put --new-version newest.png /tmp/r > /dev/null || echo failed; done; echo $n"
+    ));
+    pair.front.type_line(&format!(
+        "{until}; last=0; while [ $(now) -lt $end ]; do n=$((n + 1)); \
+         receipt get newest.png -o /tmp/r || echo failed; v=$(head -c 8 /tmp/r); \
+         [ \"$v\" -ge \"$last\" ] || echo stale; last=$v; done; echo $n"
+    ));
+    let [puts, gets] = [&mut pair.issuer, &mut pair.front].map(|guest| guest.line());
+    println!("{puts} puts and {gets} gets in {seconds} s");
+    assert!(puts.parse::<u32>().is_ok_and(|n| n > 0), "a put failed: {puts}");
+    assert!(gets.parse::<u32>().is_ok_and(|n| n > 0), "a get failed or was stale: {gets}");
+    let last = pair.front.ok("receipt get newest.png | head -c 8");
+    assert_eq!(last.trim_start_matches('0'), puts, "the last put is what is there");
+    pair.finish();
+}
+
 #[test]
 fn reader_cannot_write_and_a_naive_reader_is_stale() {
     let mut pair = Pair::boot();

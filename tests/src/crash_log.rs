@@ -83,6 +83,12 @@ impl CrashedDisk {
         apply_some(Arc::make_mut(&mut self.durable), event, |_| true);
     }
 
+    /// One sector.
+    pub fn sector(&self, sector: u64) -> [u8; SECTOR] {
+        let top = self.top.borrow();
+        *top.get(&sector).or_else(|| self.durable.get(&sector)).unwrap_or(&[0; SECTOR])
+    }
+
     /// What a crash leaves of `unflushed` events on top of what is durable: each whole, lost, or torn by sector.
     pub fn crash(&self, unflushed: &[Event], rng: &mut Rng) -> Self {
         let mut top = Sectors::new();
@@ -116,12 +122,8 @@ impl receipt_store::Device for CrashedDisk {
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
         check_range(DeviceOp::Read, self.size_bytes, offset_bytes, buf.len())?;
         let first = offset_bytes / SECTOR as u64;
-        let top = self.top.borrow();
         for (sector, part) in (first..).zip(buf.chunks_exact_mut(SECTOR)) {
-            match top.get(&sector).or_else(|| self.durable.get(&sector)) {
-                Some(content) => part.copy_from_slice(&content[..]),
-                None => part.fill(0),
-            }
+            part.copy_from_slice(&self.sector(sector));
         }
         Ok(())
     }
