@@ -22,6 +22,8 @@ pub struct FormatOptions {
     pub force: bool,
     /// Identity and path key for tests; `None` = random.
     pub fixed_identity: Option<([u8; 16], [u8; 32])>,
+    /// Epoch before the first writer's for tests; `None` = random, or 0 with a fixed identity.
+    pub fixed_epoch: Option<u32>,
     /// Clock in milliseconds since 1970 for tests.
     pub fixed_clock_ms: Option<u64>,
 }
@@ -45,6 +47,12 @@ pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblo
         Some(identity) => identity,
         None => (crate::random_bytes()?, crate::random_bytes()?),
     };
+    // Records of an older store on this disk have other epochs, so they are never taken for a part of this log.
+    let epoch = match (options.fixed_epoch, options.fixed_identity) {
+        (Some(epoch), _) => epoch,
+        (None, Some(_)) => 0,
+        (None, None) => u32::from_le_bytes(crate::random_bytes()?) >> 1,
+    };
     let created_at_ms = options.fixed_clock_ms.unwrap_or_else(crate::clock_ms);
     let superblock = Superblock { uuid, path_key, geometry, created_at_ms, is_read_only: false };
     let copy_page = superblock.geometry.superblock_copy_page();
@@ -53,7 +61,7 @@ pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblo
         device.write(page_offset(page_no), AlignedBuf::zeroed(2).as_slice())?;
     }
     device.flush()?;
-    write_first_pages(device, &superblock)?;
+    write_first_pages(device, &superblock, epoch)?;
     device.flush()?;
     for page_no in [PAGE_SUPERBLOCK, copy_page] {
         // crash here: as above, or one superblock of two, which is enough.
@@ -63,7 +71,7 @@ pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblo
     Ok(superblock)
 }
 
-fn write_first_pages<D: Device>(device: &D, superblock: &Superblock) -> Result<()> {
+fn write_first_pages<D: Device>(device: &D, superblock: &Superblock, epoch: u32) -> Result<()> {
     let geometry = &superblock.geometry;
     let first = (1..geometry.segment_count).find(|s| geometry.is_data_segment(*s)).unwrap_or_default();
     let (table_page, position) = geometry.table_slot(first);
@@ -72,7 +80,7 @@ fn write_first_pages<D: Device>(device: &D, superblock: &Superblock) -> Result<(
         TableEntry { generation: 1, state: SegmentState::Open, first_seq: 1, ..TableEntry::default() };
     table::set_entry(&mut table, position, &entry);
     let lease = Lease {
-        epoch: 0,
+        epoch,
         is_open: false,
         opened_at_ms: superblock.created_at_ms,
         writer_uuid: [0; 16],
@@ -85,7 +93,7 @@ fn write_first_pages<D: Device>(device: &D, superblock: &Superblock) -> Result<(
     // crash here: no superblock yet, no store.
     write_page(device, superblock, table_page, PageKind::Table, table)?;
     write_page(device, superblock, PAGE_LEASE, PageKind::Lease, lease.encode())?;
-    write_page(device, superblock, PAGE_HEAD, PageKind::Head, head.encode())
+    write_page(device, superblock, PAGE_HEAD, PageKind::Head, Page { epoch, ..head.encode() })
 }
 
 /// Writes both slots of a page: version 1 and an empty slot, so that nothing older is left in it.

@@ -116,7 +116,7 @@ impl<D: Device> Writer<D> {
                 return fail(format!("page {page_no} knows sequence {seq}"));
             }
         }
-        if let Some(seq) = later_batch(&self.device, &self.superblock, &self.tail)?
+        if let Some(seq) = later_batch(&self.device, &self.superblock, &self.tail, self.lease.epoch)?
             && Rule::ProofCommit.holds()
         {
             return fail(format!("a later commit began with sequence {seq}"));
@@ -164,7 +164,14 @@ fn newest_seq(kind: PageKind, page: &Page, page_no: u64, superblock: &Superblock
 
 /// A commit begins only after the one before was flushed. So a first record of a commit behind the end of the log, with a
 /// sequence beyond the next one, proves that durable records are damaged. Searched as far as one commit reaches.
-fn later_batch<D: Device>(device: &D, superblock: &Superblock, tail: &Tail) -> Result<Option<u64>> {
+///
+/// What an older store left on the disk is no proof: its epochs are not between the last one of the log and this opening.
+fn later_batch<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+    tail: &Tail,
+    end_epoch: u32,
+) -> Result<Option<u64>> {
     let cursor = &tail.cursor;
     let geometry = &superblock.geometry;
     let segment_end = geometry.end_block(geometry.segment_of(cursor.block));
@@ -178,7 +185,7 @@ fn later_batch<D: Device>(device: &D, superblock: &Superblock, tail: &Tail) -> R
                 let is_later = header.flags & FLAG_BATCH_START != 0
                     && header.block == block
                     && header.generation == cursor.generation
-                    && header.epoch >= cursor.epoch
+                    && (cursor.epoch..end_epoch).contains(&header.epoch)
                     && header.seq > cursor.seq + 1;
                 if is_later && header.kind != Kind::Summary {
                     return Ok(Some(header.seq));

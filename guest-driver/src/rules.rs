@@ -64,7 +64,7 @@ pub enum Rule {
 
 #[cfg(any(test, feature = "sim"))]
 thread_local! {
-    static REMOVED: std::cell::Cell<Option<Rule>> = const { std::cell::Cell::new(None) };
+    static REMOVED: std::cell::Cell<&'static [Rule]> = const { std::cell::Cell::new(&[]) };
 }
 
 impl Rule {
@@ -80,12 +80,12 @@ impl Rule {
     #[cfg(any(test, feature = "sim"))]
     #[must_use]
     pub fn holds(self) -> bool {
-        REMOVED.get() != Some(self)
+        !REMOVED.get().contains(&self)
     }
 
-    /// Removes one rule in this thread, or puts all of them back.
+    /// Removes these rules in this thread; none = puts all of them back.
     #[cfg(any(test, feature = "sim"))]
-    pub fn remove(rule: Option<Self>) {
-        REMOVED.set(rule);
+    pub fn remove(rules: &'static [Self]) {
+        REMOVED.set(rules);
     }
 }

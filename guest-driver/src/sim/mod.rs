@@ -4,25 +4,62 @@
 //! keeps each write since the last flush whole, loses it whole, or tears it sector by sector, in any order. A guest crash
 //! stops the writer at any sector but keeps the cache. A stopped writer is fenced: nothing of it lands later. The disk remembers
 //! every state it was ever in, so a reader can be run after the fact at any speed through the past, sector by sector: readers leave no
-//! trace, so that is the same as running both at once, and every schedule repeats from its seed.
+//! trace, so that is the same as running both at once, and every schedule repeats from its seed. A write can also be lost or land elsewhere
+//! although the disk says that it is done, and bits can rot.
 
 #[cfg(test)]
 mod exhaustive_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod lie_tests;
+#[cfg(test)]
+mod rule_tests;
+#[cfg(test)]
 mod schedule_tests;
 #[cfg(test)]
 mod store_tests;
+#[cfg(test)]
+mod world;
 
 use crate::device::{Device, DeviceResult, check_range};
 use crate::error::{DeviceError, DeviceOp};
+use crate::rules::Rule;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const SECTOR_BYTES: usize = 512;
 type Sector = Arc<[u8; SECTOR_BYTES]>;
+type Sectors<T> = HashMap<u64, T, BuildHasherDefault<SectorHasher>>;
+
+/// Sector numbers need no protection against crafted keys; the simulator looks up millions of them a second.
+#[derive(Clone, Copy, Debug, Default)]
+struct SectorHasher(u64);
+
+impl Hasher for SectorHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+/// What a disk that lies does with a write that it says it has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Nothing lands.
+    Lose,
+    /// It lands at this byte offset instead.
+    Misdirect(u64),
+}
 
 /// A small repeatable random number generator (splitmix64).
 #[derive(Clone, Debug)]
@@ -79,8 +116,11 @@ struct State {
     op: u64,
     stop_at: Option<(u64, u64)>,
     fail_at: Option<u64>,
-    history: HashMap<u64, Vec<(u64, Sector)>>,
-    durable: HashMap<u64, Sector>,
+    lie_at: Option<(u64, Lie)>,
+    /// What was there before the history begins; shared by forks.
+    base: Arc<Sectors<Sector>>,
+    history: Sectors<Vec<(u64, Sector)>>,
+    durable: Sectors<Sector>,
     pending: Vec<(u64, u64, Sector)>,
     counts: Counts,
 }
@@ -96,15 +136,17 @@ impl State {
     }
 
     fn at(&self, sector: u64, tick: u64) -> Option<&Sector> {
-        let past = self.history.get(&sector)?;
+        let past = self.history.get(&sector).map(Vec::as_slice).unwrap_or_default();
         let after = past.partition_point(|(t, _)| *t <= tick);
-        after.checked_sub(1).and_then(|last| past.get(last)).map(|(_, bytes)| bytes)
+        let last = after.checked_sub(1).and_then(|last| past.get(last)).map(|(_, bytes)| bytes);
+        last.or_else(|| self.base.get(&sector))
     }
 
     /// Counts an operation of the writer; an error when it has stopped or stops now.
     fn begin(&mut self, session: u64, op: DeviceOp) -> Result<(), &'static str> {
-        if session != self.session {
-            return Err("the writer was stopped");
+        if session != self.session && Rule::Fenced.holds() {
+            // A fenced writer may still read.
+            return if op == DeviceOp::Read { Ok(()) } else { Err("the writer was stopped") };
         }
         match op {
             DeviceOp::Read => self.counts.reads += 1,
@@ -112,6 +154,9 @@ impl State {
             DeviceOp::Flush => self.counts.flushes += 1,
         }
         self.tick += 1;
+        if session != self.session {
+            return Ok(());
+        }
         let now = self.op;
         self.op += 1;
         if self.fail_at == Some(now) {
@@ -164,6 +209,7 @@ impl Sim {
         state.op = 0;
         state.stop_at = None;
         state.fail_at = None;
+        state.lie_at = None;
         SimWriter { sim: self.clone(), session: state.session }
     }
 
@@ -177,12 +223,39 @@ impl Sim {
         self.lock().fail_at = Some(op);
     }
 
+    /// Makes the disk lie about the current writer's operation `op`, if it is a write.
+    pub fn lie_at(&self, op: u64, lie: Lie) {
+        self.lock().lie_at = Some((op, lie));
+    }
+
+    /// Forgets the past, all of it durable: forks are cheap from here.
+    pub fn freeze(&self) {
+        let mut state = self.lock();
+        let mut base = (*state.base).clone();
+        for (sector, past) in std::mem::take(&mut state.history) {
+            base.extend(past.last().map(|(_, bytes)| (sector, bytes.clone())));
+        }
+        state.base = Arc::new(base);
+        state.durable.clear();
+        state.pending.clear();
+    }
+
+    /// Every sector that was ever written, in order.
+    #[must_use]
+    pub fn sectors(&self) -> Vec<u64> {
+        let state = self.lock();
+        let mut sectors: Vec<u64> = state.base.keys().chain(state.history.keys()).copied().collect();
+        sectors.sort_unstable();
+        sectors.dedup();
+        sectors
+    }
+
     /// Power failure: the writer is dead and unflushed writes meet their fate.
     pub fn crash_host(&self, mut fate: Fate<'_>) {
         let mut state = self.lock();
         state.session += 1;
         let pending = std::mem::take(&mut state.pending);
-        let mut fates: HashMap<u64, u64> = HashMap::new();
+        let mut fates: Sectors<u64> = Sectors::default();
         let mut touched: Vec<u64> = pending.iter().map(|(_, sector, _)| *sector).collect();
         touched.sort_unstable();
         touched.dedup();
@@ -202,7 +275,8 @@ impl Sim {
         }
         state.tick += 1;
         for sector in touched {
-            let bytes = state.durable.get(&sector).cloned().unwrap_or_else(zeroes);
+            let bytes = state.durable.get(&sector).or_else(|| state.base.get(&sector)).cloned();
+            let bytes = bytes.unwrap_or_else(zeroes);
             state.set(sector, bytes);
         }
     }
@@ -305,7 +379,15 @@ impl Device for SimWriter {
         let fail = |why| failed(DeviceOp::Write, offset_bytes, buf.len(), why);
         state.begin(self.session, DeviceOp::Write).map_err(fail)?;
         let op = state.counts.writes;
-        let stop = state.sectors_before_stop();
+        let is_current = self.session == state.session;
+        let stop = state.sectors_before_stop().filter(|_| is_current);
+        let lie = state.lie_at.filter(|(at, _)| is_current && at + 1 == state.op).map(|(_, lie)| lie);
+        let end = state.size_bytes.saturating_sub(buf.len() as u64);
+        let offset_bytes = match lie {
+            Some(Lie::Lose) => return Ok(()),
+            Some(Lie::Misdirect(elsewhere)) => elsewhere.min(end),
+            None => offset_bytes,
+        };
         let sectors = offset_bytes / SECTOR_BYTES as u64..;
         for (done, (sector, bytes)) in (0_u64..).zip(sectors.zip(buf.chunks_exact(SECTOR_BYTES))) {
             if stop.is_some_and(|stop| done >= stop) {

@@ -1,0 +1,478 @@
+//! One seeded schedule: writers that crash, are replaced and come back, readers at any speed, and what each of them may see.
+
+use super::{Fate, Rng, Sim, SimWriter};
+use crate::layout::PAGE_BYTES;
+use crate::path::PathHash;
+use crate::rules::Rule;
+use crate::{Error, FormatOptions, Locator, Put, Reader, ReceiptPath, Writer, WriterOptions, format};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+pub(super) const PATHS: usize = 5;
+const PATH_KEY: [u8; 32] = [9; 32];
+const NEVER: u64 = u64::MAX;
+
+/// The store that a schedule begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    /// Small segments, two index pages, and behind the log what an older store left.
+    Small,
+    /// An index page that is nearly full, so that the paths spill.
+    Spill,
+    /// Segments of 2 MiB that are due for a Summary.
+    Summary,
+}
+
+/// A value of a path and when a reader may see it. Value 0 = nothing stored.
+#[derive(Debug)]
+struct Seen {
+    end: u64,
+    value: u64,
+}
+
+/// An acknowledged version that was addressed by locator.
+#[derive(Debug)]
+struct Located {
+    locator: Locator,
+    value: u64,
+    from: u64,
+}
+
+pub(super) struct World {
+    pub(super) sim: Sim,
+    base: Base,
+    /// When the store was made.
+    first_tick: u64,
+    pub(super) rng: Rng,
+    seen: Vec<Vec<Seen>>,
+    pub(super) acked: Vec<u64>,
+    in_flight: Vec<Vec<u64>>,
+    located: Vec<Located>,
+    lens: HashMap<u64, usize>,
+    /// Path, from, to: a crash may have taken an index entry back that was acknowledged; a put may be half done.
+    unclean: Vec<(usize, u64, u64)>,
+    last_cycle: Vec<usize>,
+    host_crashes: Vec<u64>,
+    next_value: u64,
+    /// A writer that is alive, but replaced.
+    replaced: Option<Writer<SimWriter>>,
+    pub(super) bad: Vec<String>,
+}
+
+/// The paths share two index pages with the fillers behind them, so that a page holds entries older than the replay window and
+/// changes in more than one sector.
+struct Names {
+    paths: Vec<ReceiptPath>,
+    fillers: Vec<ReceiptPath>,
+}
+
+fn names(base: Base) -> &'static Names {
+    static NAMES: LazyLock<Vec<Names>> = LazyLock::new(|| {
+        let all = [(256 << 10, 2, 50), (256 << 10, 1, 124), (2 << 20, 256, 250)];
+        all.map(|(segment_bytes, homes, fillers)| {
+            let pages = segment_bytes / PAGE_BYTES;
+            let home = |name: &ReceiptPath| PathHash::of(&PATH_KEY, name.as_str().as_bytes()).bucket % pages;
+            let names = (0..).map(|n: u32| ReceiptPath::new(&format!("p/{n}")).unwrap());
+            let mut names = names.filter(|name| home(name) < homes);
+            let paths = names.by_ref().take(PATHS).collect();
+            Names { paths, fillers: names.take(fillers).collect() }
+        })
+        .into()
+    });
+    &NAMES[base as usize]
+}
+
+pub(super) fn path(base: Base, number: usize) -> ReceiptPath {
+    names(base).paths[number].clone()
+}
+
+pub(super) fn bytes_of(value: u64, len: usize) -> Vec<u8> {
+    let mut rng = Rng(value);
+    let mut bytes: Vec<u8> = value.to_le_bytes().to_vec();
+    let block: Vec<u8> = (0..64).flat_map(|_| rng.number().to_le_bytes()).collect();
+    while bytes.len() < len {
+        bytes.extend_from_slice(&block);
+    }
+    bytes.truncate(len.max(8));
+    bytes
+}
+
+pub(super) fn options() -> WriterOptions {
+    WriterOptions { fixed_clock_ms: Some(1), fixed_uuid: Some([1; 16]), ..WriterOptions::default() }
+}
+
+/// A store with the fillers; behind its log lies what an older store with the same fillers went on with.
+fn store(base: Base) -> Sim {
+    let (size_bytes, segment_bytes) =
+        if base == Base::Summary { (16 << 20, 2 << 20) } else { (4 << 20, 256 << 10) };
+    let sim = Sim::new(size_bytes);
+    for (uuid, epoch, is_old) in [([6; 16], 1_000_000, true), ([7; 16], 5, false)] {
+        let format_options = FormatOptions {
+            segment_bytes: Some(segment_bytes),
+            fixed_identity: Some((uuid, PATH_KEY)),
+            // The older store has the higher epochs, or the same ones where the test wants its chain to be the same.
+            fixed_epoch: Some(if Rule::Genesis.holds() { epoch } else { 5 }),
+            fixed_clock_ms: Some(1),
+            force: true,
+            ..FormatOptions::default()
+        };
+        let device = sim.writer();
+        format(&device, &format_options).unwrap();
+        let mut writer = Writer::open(&device, &options()).unwrap();
+        for name in &names(base).fillers {
+            writer.put(&Put::new(name, b"filler")).unwrap();
+        }
+        if is_old {
+            for name in &names(base).paths {
+                writer.put(&Put::new(name, b"of the older store")).unwrap();
+            }
+        }
+        writer.close().unwrap();
+    }
+    sim.freeze();
+    sim
+}
+
+fn image(base: Base) -> Sim {
+    static IMAGES: LazyLock<Vec<Sim>> =
+        LazyLock::new(|| [Base::Small, Base::Spill, Base::Summary].map(store).into());
+    if Rule::Genesis.holds() { IMAGES[base as usize].fork() } else { store(base) }
+}
+
+/// Tells the story of a seed: `RECEIPT_SEED=n RECEIPT_SCHEDULES=1 RECEIPT_TRACE=1`.
+fn is_traced() -> bool {
+    static TRACE: LazyLock<bool> = LazyLock::new(|| std::env::var_os("RECEIPT_TRACE").is_some());
+    *TRACE
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        let mut rng = Rng(seed);
+        let base = [Base::Small, Base::Small, Base::Small, Base::Spill, Base::Summary]
+            [usize::try_from(rng.below(5)).unwrap()];
+        let sim = image(base);
+        Self {
+            first_tick: sim.tick(),
+            sim,
+            base,
+            rng,
+            seen: (0..PATHS).map(|_| vec![Seen { end: NEVER, value: 0 }]).collect(),
+            acked: vec![0; PATHS],
+            in_flight: vec![Vec::new(); PATHS],
+            located: Vec::new(),
+            lens: HashMap::new(),
+            unclean: Vec::new(),
+            last_cycle: Vec::new(),
+            host_crashes: Vec::new(),
+            next_value: 0,
+            replaced: None,
+            bad: Vec::new(),
+        }
+    }
+
+    pub(super) fn path(&self, number: usize) -> ReceiptPath {
+        path(self.base, number)
+    }
+
+    /// One writer from opening to its end; true when it closed.
+    pub(super) fn session(&mut self) -> bool {
+        self.trace("session");
+        let device = self.sim.writer();
+        if self.rng.chance(75) {
+            let span = if self.rng.chance(30) { 12 } else { 60 };
+            self.sim.stop_at(self.rng.below(span), self.rng.below(80));
+        }
+        let mut writer = match Writer::open(device, &options()) {
+            Ok(writer) => writer,
+            Err(Error::Device(_)) => return false,
+            Err(error) => {
+                self.bad.push(format!("opening failed: {error}"));
+                return false;
+            }
+        };
+        let now = self.sim.tick();
+        self.trace("opened");
+        for unclean in self.unclean.iter_mut().filter(|unclean| unclean.2 == NEVER) {
+            unclean.2 = now;
+        }
+        for _ in 0..self.rng.below(7) {
+            if self.replaced.is_some() && self.rng.chance(40) {
+                self.write_though_replaced();
+            }
+            if !self.commit(&mut writer, false) {
+                return false;
+            }
+        }
+        match self.rng.below(100) {
+            0..60 => writer.close().is_ok(),
+            60..80 => {
+                self.replaced = Some(writer);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    fn write_though_replaced(&mut self) {
+        if let Some(mut writer) = self.replaced.take()
+            && self.commit(&mut writer, true)
+        {
+            self.replaced = Some(writer);
+        }
+    }
+
+    fn commit(&mut self, writer: &mut Writer<SimWriter>, is_replaced: bool) -> bool {
+        let count = 1 + self.rng.below(3);
+        let mut numbers: Vec<usize> = (0..PATHS).collect();
+        let mut puts = Vec::new();
+        for _ in 0..count {
+            let at = usize::try_from(self.rng.below(numbers.len() as u64)).unwrap();
+            let number = numbers.remove(at);
+            self.next_value += 1;
+            let len = [20, 4000, 20_000, 60_000][usize::try_from(self.rng.below(4)).unwrap()];
+            self.lens.insert(self.next_value, len);
+            self.seen[number].push(Seen { end: NEVER, value: self.next_value });
+            self.in_flight[number].push(self.next_value);
+            puts.push((number, self.path(number), bytes_of(self.next_value, len)));
+        }
+        let batch: Vec<Put<'_>> =
+            puts.iter().map(|(_, path, data)| Put { is_new_version: true, ..Put::new(path, data) }).collect();
+        let flushes = self.sim.counts().flushes;
+        let results = match writer.commit(&batch) {
+            Ok(results) => results,
+            Err(Error::Fenced { .. }) if is_replaced => {
+                self.take_back(&puts);
+                return false;
+            }
+            Err(Error::Device(_)) => return false,
+            Err(error) => {
+                self.bad.push(format!("commit failed: {error}"));
+                return false;
+            }
+        };
+        let now = self.sim.tick();
+        self.trace(&format!(
+            "acked {:?} up to {}",
+            puts.iter().map(|p| p.0).collect::<Vec<_>>(),
+            self.next_value
+        ));
+        if self.sim.counts().flushes > flushes {
+            self.last_cycle.clear();
+        }
+        for ((number, _, _), result) in puts.iter().zip(results) {
+            match result {
+                Ok(stored) => {
+                    let seen = &mut self.seen[*number];
+                    let value = seen.last().unwrap().value;
+                    self.acked[*number] = value;
+                    self.in_flight[*number].clear();
+                    let newest = seen.len() - 1;
+                    for older in seen[..newest].iter_mut().filter(|older| older.end == NEVER) {
+                        older.end = now;
+                    }
+                    self.located.push(Located { locator: stored.locator, value, from: now });
+                    self.last_cycle.push(*number);
+                }
+                Err(Error::NoSpace { .. }) => {
+                    self.seen[*number].pop();
+                    self.in_flight[*number].pop();
+                }
+                Err(Error::Device(_)) => return false,
+                Err(error) => self.bad.push(format!("put failed: {error}")),
+            }
+        }
+        true
+    }
+
+    /// Nothing of a fenced writer lands.
+    fn take_back(&mut self, puts: &[(usize, ReceiptPath, Vec<u8>)]) {
+        for (number, _, _) in puts {
+            self.seen[*number].pop();
+            self.in_flight[*number].pop();
+        }
+    }
+
+    fn trace(&self, what: &str) {
+        if is_traced() {
+            eprintln!("{} {what}", self.sim.tick());
+        }
+    }
+
+    pub(super) fn crash(&mut self) {
+        let from = self.sim.tick();
+        if self.replaced.is_none() && self.rng.chance(70) {
+            self.host_crashes.push(from);
+            self.sim.crash_host(Fate::Random(&mut self.rng));
+        } else if self.replaced.is_none() {
+            self.sim.crash_guest();
+        }
+        self.trace(&format!("crash, host crashes {:?}, last cycle {:?}", self.host_crashes, self.last_cycle));
+        for number in 0..PATHS {
+            if self.last_cycle.contains(&number) || !self.in_flight[number].is_empty() {
+                self.unclean.push((number, from, NEVER));
+            }
+        }
+    }
+
+    /// One reader somewhere in the past, until the next power failure, reading a few paths.
+    pub(super) fn read(&mut self) {
+        let end = self.sim.tick();
+        let start = self.first_tick + self.rng.below(end + 1 - self.first_tick);
+        let end = self.host_crashes.iter().copied().filter(|crash| *crash >= start).min().unwrap_or(end);
+        let step = [0, 1, 4, 40, 400][usize::try_from(self.rng.below(5)).unwrap()];
+        let reader = Reader::new(self.sim.past(start, end, step, self.rng.number()), "sim");
+        for _ in 0..=self.rng.below(3) {
+            let number = usize::try_from(self.rng.below(PATHS as u64)).unwrap();
+            let from = reader.device().tick();
+            let result = reader.get(&self.path(number));
+            self.judge(number, from, reader.device().tick(), result.map(|receipt| receipt.data().to_vec()));
+        }
+        let now = reader.device().tick();
+        let choice = self.rng.number();
+        let located: Vec<&Located> = self.located.iter().filter(|l| l.from <= now).collect();
+        if let Some(located) =
+            usize::try_from(choice).unwrap().checked_rem(located.len()).map(|at| located[at])
+        {
+            let expected = bytes_of(located.value, self.lens[&located.value]);
+            match reader.get_locator(&located.locator) {
+                Ok(receipt) if receipt.data() == expected => {}
+                answer => self.bad.push(format!(
+                    "locator {} of value {}: {:?}",
+                    located.locator,
+                    located.value,
+                    answer.map(|receipt| receipt.data().len())
+                )),
+            }
+        }
+    }
+
+    fn judge(&mut self, number: usize, from: u64, to: u64, result: Result<Vec<u8>, Error>) {
+        let may: Vec<u64> = self.seen[number].iter().filter(|s| s.end >= from).map(|s| s.value).collect();
+        let is_unclean =
+            self.unclean.iter().any(|(n, start, end)| *n == number && *start <= to && *end >= from);
+        let fault = match result {
+            Ok(data) => match self.value_of(number, &data) {
+                None => Some("foreign bytes".to_owned()),
+                Some(value) if !may.contains(&value) && !is_unclean => {
+                    Some(format!("stale value {value}, may be {may:?}"))
+                }
+                Some(_) => None,
+            },
+            Err(Error::NotFound { .. }) if !may.contains(&0) => Some("acknowledged put not found".to_owned()),
+            Err(Error::NotFound { .. }) => None,
+            Err(Error::Pending { .. }) if !is_unclean && may.len() < 2 => {
+                Some("pending without reason".to_owned())
+            }
+            Err(Error::Pending { .. }) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(fault) = fault {
+            self.bad.push(format!("path {number} from {from} to {to}: {fault}"));
+        }
+    }
+
+    /// Which value of a path these bytes are; `None` = they were never stored there.
+    pub(super) fn value_of(&self, number: usize, data: &[u8]) -> Option<u64> {
+        let value = data.get(..8)?.try_into().map(u64::from_le_bytes).ok()?;
+        let is_whole = self.lens.get(&value).is_some_and(|len| bytes_of(value, *len) == data);
+        (is_whole && self.seen[number].iter().any(|s| s.value == value)).then_some(value)
+    }
+
+    /// After a last power failure a writer recovers; everything acknowledged must be there.
+    pub(super) fn finish(&mut self) {
+        self.sim.crash_host(Fate::Random(&mut self.rng));
+        let device = self.sim.writer();
+        if let Err(error) = Writer::open(&device, &options()).and_then(Writer::close) {
+            self.bad.push(format!("recovery failed: {error}"));
+            return;
+        }
+        let reader = Reader::new(self.sim.reader(), "sim");
+        let mut expected: Vec<String> =
+            names(self.base).fillers.iter().map(|path| path.as_str().to_owned()).collect();
+        for number in 0..PATHS {
+            let value = match reader.get(&self.path(number)) {
+                Ok(receipt) => {
+                    expected.push(self.path(number).as_str().to_owned());
+                    self.value_of(number, receipt.data())
+                }
+                Err(Error::NotFound { .. }) => Some(0),
+                Err(error) => {
+                    self.bad.push(format!("path {number} after recovery: {error}"));
+                    continue;
+                }
+            };
+            let is_right =
+                value.is_some_and(|v| v == self.acked[number] || self.in_flight[number].contains(&v));
+            if !is_right {
+                self.bad.push(format!("path {number} has {value:?}, acknowledged {}", self.acked[number]));
+            }
+        }
+        expected.sort();
+        self.check_whole(&reader, &expected);
+    }
+
+    fn check_whole(&mut self, reader: &Reader<super::SimReader>, expected: &[String]) {
+        let mut findings = Vec::new();
+        let report = crate::verify::verify(reader, |finding| {
+            findings.push(format!("{finding:?}"));
+            Ok(())
+        });
+        if let Err(error) = report {
+            self.bad.push(format!("verify: {error}"));
+        }
+        self.bad.append(&mut findings);
+        let mut listed = Vec::new();
+        let result = reader.list("", |locator| {
+            listed.push(locator.path.to_string());
+            Ok(())
+        });
+        listed.sort();
+        if result.is_err() || listed != expected {
+            self.bad.push(format!("listing: {} paths of {}, {result:?}", listed.len(), expected.len()));
+        }
+        if !Rule::LiveIsHint.holds() {
+            self.bad.extend(live_faults(reader));
+        }
+    }
+}
+
+/// Segments that the table believes to hold fewer live records than the index names: a program that trusted the count
+/// would free a segment with receipts in it.
+fn live_faults(reader: &Reader<super::SimReader>) -> Vec<String> {
+    use crate::page::{PageId, PageKind, read_page};
+    let superblock = reader.superblock().unwrap();
+    let geometry = &superblock.geometry;
+    let mut live: HashMap<u64, u32> = HashMap::new();
+    for page_no in geometry.index_pages() {
+        for entry in reader.index_page(superblock, page_no).unwrap().0.entries {
+            *live.entry(geometry.segment_of(entry.block)).or_default() += 1;
+        }
+    }
+    let id = |page_no| PageId { store_id: Some(superblock.store_id()), page_no, kind: PageKind::Table };
+    let mut faults = Vec::new();
+    for (segment, count) in live {
+        let (page_no, slot) = geometry.table_slot(segment);
+        let (page, _) = read_page(reader.device(), id(page_no)).unwrap();
+        let table = crate::table::entry(&page, slot).unwrap();
+        if table.live < count {
+            faults.push(format!("segment {segment}: table says {} live, index {count}", table.live));
+        }
+    }
+    faults
+}
+
+/// Runs one schedule; returns what went wrong.
+pub(super) fn run(seed: u64) -> Vec<String> {
+    let mut world = World::new(seed);
+    for _ in 0..1 + world.rng.below(6) {
+        if !world.session() {
+            world.crash();
+        }
+        world.last_cycle.clear();
+    }
+    for _ in 0..20 {
+        world.read();
+    }
+    world.finish();
+    world.bad
+}
