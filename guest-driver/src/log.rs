@@ -47,7 +47,7 @@ impl Cursor {
             && (header.prev_hash == self.prev_hash || !Rule::Chain.holds())
             && (header.epoch >= self.epoch || !Rule::EpochsRise.holds())
             && geometry.holds_record(header.block, header.blocks)
-            && (header.kind != Kind::Seal || seal_link(header, geometry).is_some() || !Rule::SealLink.holds())
+            && (header.kind != Kind::Seal || seal_link(header, geometry).is_some())
     }
 
     /// Moves behind `header`, into the next segment when it is a Seal.

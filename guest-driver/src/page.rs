@@ -245,7 +245,7 @@ fn has_trace(bytes: &[u8], header: &SlotHeader, id: PageId) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const ID: PageId = PageId { store_id: Some(42), page_no: 7, kind: PageKind::Index };
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn one_torn_read_is_not_trusted() {
+    pub(crate) fn one_torn_read_is_not_trusted() {
         // Slot 0 was read as version 5; then 6 (slot 1) was acknowledged, 7 written to slot 0, and 8 is on its way.
         let mut torn = slot(42, 8);
         torn.as_mut_slice()[3000] ^= 1;

@@ -94,7 +94,7 @@ enum Attempt<T> {
     Hit(T),
     /// The record is not the one that the index names: the index changed meanwhile, or it is damage.
     Mismatch(String),
-    Miss(Found),
+    Miss,
 }
 
 impl<D: Device> Reader<D> {
@@ -186,23 +186,29 @@ impl<D: Device> Reader<D> {
         let mut fact = String::new();
         for _ in 0..GET_ATTEMPTS_MAX {
             match self.attempt(superblock, hash, &read)? {
-                Attempt::Hit(hit) => return Ok(hit),
-                Attempt::Mismatch(found) => {
+                (Attempt::Hit(hit), found) if !found.is_damaged => return Ok(hit),
+                (Attempt::Mismatch(found), _) => {
                     fact = found;
                     continue;
                 }
-                Attempt::Miss(found) if !Rule::MissReadsAgain.holds() => {
+                (Attempt::Miss, found) if !Rule::MissReadsAgain.holds() => {
                     let control = Control::read(&self.device, superblock)?;
                     return Err(self.why_missing(superblock, path, &control, &found)?);
                 }
-                Attempt::Miss(_) => {}
+                _ => {}
             }
-            // A miss: the put may have been acknowledged since the bucket was read, or lie in the replay window.
+            // A miss: the put may have been acknowledged since the bucket was read, or lie in the replay window. Or a hit in a page
+            // with a damaged slot: the other slot may be rotten and have named a newer version.
             let control = Control::read(&self.device, superblock)?;
             match self.attempt(superblock, hash, &read)? {
-                Attempt::Hit(hit) => return Ok(hit),
-                Attempt::Mismatch(found) => fact = found,
-                Attempt::Miss(found) => return Err(self.why_missing(superblock, path, &control, &found)?),
+                (Attempt::Hit(hit), found) => {
+                    if self.is_rotten(superblock, &control, &found)? {
+                        return Err(damaged_slot(path));
+                    }
+                    return Ok(hit);
+                }
+                (Attempt::Mismatch(found), _) => fact = found,
+                (Attempt::Miss, found) => return Err(self.why_missing(superblock, path, &control, &found)?),
             }
         }
         Err(Error::CorruptReceipt { path: path.to_string(), fact })
@@ -213,15 +219,25 @@ impl<D: Device> Reader<D> {
         superblock: &Superblock,
         hash: PathHash,
         read: &impl Fn(&Entry) -> Result<Attempt<T>>,
-    ) -> Result<Attempt<T>> {
+    ) -> Result<(Attempt<T>, Found)> {
         let found = self.search_buckets(superblock, hash)?;
         for (_, entry) in &found.entries {
             match read(entry)? {
-                Attempt::Miss(_) => {} // another path with the same tag
-                answer => return Ok(answer),
+                Attempt::Miss => {} // another path with the same tag
+                answer => return Ok((answer, found)),
             }
         }
-        Ok(Attempt::Miss(found))
+        Ok((Attempt::Miss, found))
+    }
+
+    /// Whether a damaged slot on the way is rot: no commit in the replay window explains it.
+    fn is_rotten(&self, superblock: &Superblock, control: &Control, found: &Found) -> Result<bool> {
+        if !found.is_damaged || control.is_closed() {
+            return Ok(found.is_damaged);
+        }
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        window.extend(&self.device, superblock, control)?;
+        Ok(!window.explains(superblock, &found.pages))
     }
 
     /// Searches the bucket in every index region, the newest first.
@@ -252,19 +268,16 @@ impl<D: Device> Reader<D> {
         control: &Control,
         found: &Found,
     ) -> Result<Error> {
-        let name = path.to_string();
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         if !control.is_closed() && Rule::MissSearchesWindow.holds() {
+            let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
             window.extend(&self.device, superblock, control)?;
             if window.holds(path) {
-                return Ok(Error::Pending { path: name });
+                return Ok(Error::Pending { path: path.to_string() });
             }
         }
-        let is_rot = found.is_damaged && (control.is_closed() || !window.explains(superblock, &found.pages));
-        Ok(if is_rot {
-            Error::CorruptReceipt { path: name, fact: "its index page has a damaged slot".to_owned() }
-        } else {
-            Error::NotFound { path: name }
+        Ok(match self.is_rotten(superblock, control, found)? {
+            true => damaged_slot(path),
+            false => Error::NotFound { path: path.to_string() },
         })
     }
 
@@ -277,7 +290,7 @@ impl<D: Device> Reader<D> {
         match check(path, entry, &header) {
             Attempt::Hit(()) => {}
             Attempt::Mismatch(fact) => return Ok(Attempt::Mismatch(fact)),
-            Attempt::Miss(found) => return Ok(Attempt::Miss(found)),
+            Attempt::Miss => return Ok(Attempt::Miss),
         }
         Ok(match Receipt::verified(path.clone(), header, buf) {
             Ok(receipt) => Attempt::Hit(receipt),
@@ -293,9 +306,14 @@ impl<D: Device> Reader<D> {
         Ok(match check(path, entry, &header) {
             Attempt::Hit(()) => Attempt::Hit(Stat { path: path.clone(), header }),
             Attempt::Mismatch(fact) => Attempt::Mismatch(fact),
-            Attempt::Miss(found) => Attempt::Miss(found),
+            Attempt::Miss => Attempt::Miss,
         })
     }
+}
+
+fn damaged_slot(path: &ReceiptPath) -> Error {
+    let fact = "its index page has a damaged slot".to_owned();
+    Error::CorruptReceipt { path: path.to_string(), fact }
 }
 
 fn mismatch<T>(entry: &Entry, fact: &str) -> Attempt<T> {
@@ -311,7 +329,7 @@ fn check(path: &ReceiptPath, entry: &Entry, header: &Header) -> Attempt<()> {
         return mismatch(entry, "another record lies there");
     }
     if header.meta != path.as_str().as_bytes() {
-        return Attempt::Miss(Found::default());
+        return Attempt::Miss;
     }
     Attempt::Hit(())
 }

@@ -54,8 +54,6 @@ pub enum Rule {
     SealRoom,
     /// Opening loads what the next Summary has to list.
     SummaryComplete,
-    /// A Seal counts only if it links to a data segment, and is followed there.
-    SealLink,
     /// A writer that was replaced writes no more.
     Fenced,
     /// The table's count of live records is a hint only.

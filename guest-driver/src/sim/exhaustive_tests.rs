@@ -100,7 +100,7 @@ fn recover(sim: &Sim, stop: Option<(u64, u64)>) -> Result<()> {
 }
 
 #[test]
-fn a_crash_at_every_operation_keeps_what_was_acknowledged() {
+pub(super) fn a_crash_at_every_operation_keeps_what_was_acknowledged() {
     let base = new_store();
     let whole = base.fork();
     let (acknowledged, done) = work(&whole, None);
@@ -127,7 +127,7 @@ fn a_crash_at_every_operation_keeps_what_was_acknowledged() {
 }
 
 #[test]
-fn a_crash_at_every_operation_of_recovery_changes_nothing() {
+pub(super) fn a_crash_at_every_operation_of_recovery_changes_nothing() {
     let base = new_store();
     let whole = base.fork();
     work(&whole, None).1.unwrap();
@@ -150,7 +150,7 @@ fn a_crash_at_every_operation_of_recovery_changes_nothing() {
 }
 
 #[test]
-fn a_device_that_fails_once_stops_the_writer_and_loses_nothing() {
+pub(super) fn a_device_that_fails_once_stops_the_writer_and_loses_nothing() {
     let base = new_store();
     let whole = base.fork();
     work(&whole, None).1.unwrap();

@@ -38,7 +38,7 @@ fn bad_paths(sim: &Sim) -> Vec<String> {
 }
 
 #[test]
-fn rot_in_data_or_header_is_corrupt_and_verify_names_the_path() {
+pub(super) fn rot_in_data_or_header_is_corrupt_and_verify_names_the_path() {
     for offset in [4096 + 17, 20, 146, 29_000] {
         for number in [3, 19] {
             let (sim, stored) = store();
@@ -57,7 +57,7 @@ fn rot_in_data_or_header_is_corrupt_and_verify_names_the_path() {
 }
 
 #[test]
-fn a_rotten_index_page_is_never_not_found() {
+pub(super) fn a_rotten_index_page_is_never_not_found() {
     let (sim, stored) = store();
     let locator = &stored[5].locator;
     let superblock = Reader::new(sim.reader(), "sim").superblock().unwrap().clone();
@@ -108,7 +108,7 @@ fn every_byte_of_lease_and_head_is_guarded() {
 }
 
 #[test]
-fn a_log_that_is_known_to_go_on_is_not_cut() {
+pub(super) fn a_log_that_is_known_to_go_on_is_not_cut() {
     let (sim, _) = store();
     let device = sim.writer();
     let mut writer = Writer::open(&device, &WriterOptions::default()).unwrap();
@@ -122,7 +122,7 @@ fn a_log_that_is_known_to_go_on_is_not_cut() {
 }
 
 #[test]
-fn an_entry_that_names_another_record_is_not_believed() {
+pub(super) fn an_entry_that_names_another_record_is_not_believed() {
     use crate::device::Device;
     use crate::index::IndexPage;
     use crate::page::{PageId, PageKind, encode_slot, read_page};
@@ -152,7 +152,7 @@ fn an_entry_that_names_another_record_is_not_believed() {
 }
 
 #[test]
-fn every_kind_of_proof_keeps_a_damaged_log_from_being_cut() {
+pub(super) fn every_kind_of_proof_keeps_a_damaged_log_from_being_cut() {
     let proofs = ["the head has published", "the segment table knows", "page ", "a later commit began"];
     let mut seen = [false; 4];
     for seed in 0..300 {
@@ -181,7 +181,7 @@ fn every_kind_of_proof_keeps_a_damaged_log_from_being_cut() {
 }
 
 #[test]
-fn what_a_dead_writer_left_behind_the_log_is_not_pending() {
+pub(super) fn what_a_dead_writer_left_behind_the_log_is_not_pending() {
     for op in 0..4 {
         let (sim, _) = store();
         let device = sim.writer();

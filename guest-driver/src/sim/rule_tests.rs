@@ -1,1 +1,94 @@
+//! Each rule of the protocol is removed in turn, and the tests must notice. The counts are in `docs/format.md`;
+//! `RECEIPT_RULES=10000 cargo test -p receipt --lib each_rule -- --nocapture` prints them anew.
 
+use super::schedule_tests::{number, run_seeds};
+use super::{exhaustive_tests, fault_tests, store_tests, world};
+use crate::rules::Rule;
+
+/// Removed rules, the schedules within which the simulator finds it (0 = only a directed test does).
+type Row = (&'static [Rule], u64);
+
+const ROWS: &[Row] = &[
+    (&[Rule::CommitFlushes], 100),
+    (&[Rule::OtherSlot], 100),
+    (&[Rule::Chain], 100),
+    (&[Rule::EpochsRise], 0),
+    (&[Rule::Chain, Rule::EpochsRise], 100),
+    (&[Rule::Genesis], 100),
+    (&[Rule::HeadReplaysCommit], 100),
+    (&[Rule::MissSearchesWindow], 100),
+    (&[Rule::MissReadsAgain], 0),
+    (&[Rule::EntryFits], 0),
+    (&[Rule::DataFits], 0),
+    (&[Rule::TornReadTwice], 0),
+    (&[Rule::RecoveryChecksData], 100),
+    (&[Rule::RecoveryFlushes], 400),
+    (&[Rule::RecoveryRewrites], 0),
+    (&[Rule::ReplayTwice], 100),
+    (&[Rule::ClosingFlushes], 400),
+    (&[Rule::OpeningFlushes, Rule::EpochFlushed], 0),
+    (&[Rule::EpochFlushed], 0),
+    (&[Rule::WindowEpoch], 0),
+    (&[Rule::ProofHead], 0),
+    (&[Rule::ProofTable], 0),
+    (&[Rule::ProofPage], 0),
+    (&[Rule::ProofCommit], 0),
+    (&[Rule::SealRoom], 100),
+    (&[Rule::SummaryComplete], 100),
+    (&[Rule::Fenced], 100),
+    (&[Rule::LiveIsHint], 400),
+];
+
+/// Tests that also notice, by name.
+const DIRECTED: &[(&str, fn())] = &[
+    ("a crash at every operation", exhaustive_tests::a_crash_at_every_operation_keeps_what_was_acknowledged),
+    (
+        "a crash at every operation of recovery",
+        exhaustive_tests::a_crash_at_every_operation_of_recovery_changes_nothing,
+    ),
+    (
+        "a device that fails once",
+        exhaustive_tests::a_device_that_fails_once_stops_the_writer_and_loses_nothing,
+    ),
+    ("rot in data or header", fault_tests::rot_in_data_or_header_is_corrupt_and_verify_names_the_path),
+    ("a rotten index page", fault_tests::a_rotten_index_page_is_never_not_found),
+    ("a log that goes on is not cut", fault_tests::a_log_that_is_known_to_go_on_is_not_cut),
+    ("every kind of proof", fault_tests::every_kind_of_proof_keeps_a_damaged_log_from_being_cut),
+    ("an entry that names another record", fault_tests::an_entry_that_names_another_record_is_not_believed),
+    (
+        "what a dead writer left is not pending",
+        fault_tests::what_a_dead_writer_left_behind_the_log_is_not_pending,
+    ),
+    ("one torn read is not trusted", crate::page::tests::one_torn_read_is_not_trusted),
+    ("counts of reads", store_tests::a_get_is_three_reads_cold_two_warm_and_one_by_locator),
+    ("counts of a commit", store_tests::one_group_commit_is_one_sequential_write_and_one_flush),
+    ("counts of opening", store_tests::opening_after_a_clean_close_is_one_write_and_one_flush),
+    ("an older store on the same disk", store_tests::an_older_store_on_the_same_disk_is_gone),
+];
+
+fn directed(rules: &'static [Rule]) -> Vec<&'static str> {
+    Rule::remove(rules);
+    let failing = DIRECTED.iter().filter(|(_, test)| std::panic::catch_unwind(test).is_err());
+    let names = failing.map(|(name, _)| *name).collect();
+    Rule::remove(&[]);
+    names
+}
+
+#[test]
+fn each_rule_that_is_removed_is_noticed() {
+    let table = number("RECEIPT_RULES");
+    let mut unnoticed = Vec::new();
+    for (rules, within) in ROWS {
+        let bad = run_seeds(0..table.unwrap_or(*within), rules, world::run);
+        let names = if table.is_some() || *within == 0 { directed(rules) } else { Vec::new() };
+        if table.is_some() {
+            let first =
+                bad.first().map(|(seed, faults)| format!("seed {seed}: {faults}")).unwrap_or_default();
+            eprintln!("| {rules:?} | {} | {} | {:.200}", bad.len(), names.join(", "), first);
+        }
+        if bad.is_empty() && names.is_empty() {
+            unnoticed.push(rules);
+        }
+    }
+    assert!(unnoticed.is_empty(), "nobody noticed that these rules were removed: {unnoticed:?}");
+}

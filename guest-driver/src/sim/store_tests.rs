@@ -50,7 +50,7 @@ fn listed(sim: &Sim, prefix: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_get_is_three_reads_cold_two_warm_and_one_by_locator() {
+pub(super) fn a_get_is_three_reads_cold_two_warm_and_one_by_locator() {
     let sim = store(16 << 20, 1 << 20);
     let device = sim.writer();
     let mut writer = writer(&device);
@@ -74,7 +74,7 @@ fn a_get_is_three_reads_cold_two_warm_and_one_by_locator() {
 }
 
 #[test]
-fn one_group_commit_is_one_sequential_write_and_one_flush() {
+pub(super) fn one_group_commit_is_one_sequential_write_and_one_flush() {
     let sim = store(16 << 20, 1 << 20);
     let device = sim.writer();
     let mut writer = writer(&device);
@@ -89,7 +89,7 @@ fn one_group_commit_is_one_sequential_write_and_one_flush() {
 }
 
 #[test]
-fn opening_after_a_clean_close_is_one_write_and_one_flush() {
+pub(super) fn opening_after_a_clean_close_is_one_write_and_one_flush() {
     let sim = store(16 << 20, 1 << 20);
     put_many(&sim, &["a".to_owned()], 10);
     let device = sim.writer();
@@ -229,7 +229,7 @@ fn data_over_the_limit_is_refused_and_the_largest_fits() {
 }
 
 #[test]
-fn an_older_store_on_the_same_disk_is_gone() {
+pub(super) fn an_older_store_on_the_same_disk_is_gone() {
     let sim = store(4 << 20, 256 << 10);
     put_many(&sim, &["a".to_owned(), "b".to_owned()], 1000);
     let device = sim.writer();
