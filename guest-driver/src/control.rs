@@ -219,12 +219,12 @@ impl Control {
         device.read(page_offset(PAGE_LEASE), buf.as_mut_slice())?;
         let (lease_bytes, head_bytes) = buf.as_slice().split_at(2 * BLOCK_BYTES_USIZE);
         let lease_page = match newest(lease_bytes, lease_id) {
-            ((page, _), false) => page,
-            (_, true) => read_page(device, lease_id)?.0,
+            ((page, _), 0) => page,
+            _ => read_page(device, lease_id)?.0,
         };
         let head_page = match newest(head_bytes, head_id) {
-            ((page, _), false) => page,
-            (_, true) => read_page(device, head_id)?.0,
+            ((page, _), 0) => page,
+            _ => read_page(device, head_id)?.0,
         };
         let lease = Lease::decode(&lease_page)?;
         if lease.is_none() && !lease_page.is_damaged {
@@ -234,9 +234,9 @@ impl Control {
         Ok(Self { lease, lease_page, head, head_page })
     }
 
-    /// No writer is at work and none died at it.
+    /// No writer is at work and none died at it. A damaged lease proves nothing: the newer slot may have said "open".
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| !lease.is_open)
+        !self.lease_page.is_damaged && self.lease.as_ref().is_some_and(|lease| !lease.is_open)
     }
 }

@@ -87,6 +87,8 @@ pub struct Page {
     pub slot: u8,
     /// The other slot, or both, hold bytes that do not verify and do not change: torn by a crash, or rotten.
     pub is_damaged: bool,
+    /// Both slots do. A crash tears one at most, because the other is not written before the next flush.
+    pub is_lost: bool,
 }
 
 impl Page {
@@ -101,6 +103,7 @@ impl Page {
             body: Box::new([0; SLOT_BODY_BYTES]),
             slot: 1,
             is_damaged: false,
+            is_lost: false,
         }
     }
 }
@@ -164,13 +167,14 @@ pub fn read_page<D: Device>(device: &D, id: PageId) -> Result<(Page, u64)> {
     let mut previous: Option<AlignedBuf> = None;
     for _ in 0..PAGE_READS_MAX {
         device.read(page_offset(id.page_no), buf.as_mut_slice())?;
-        let (found, is_torn) = newest(buf.as_slice(), id);
-        if !is_torn {
+        let (found, torn_slots) = newest(buf.as_slice(), id);
+        if torn_slots == 0 {
             return Ok(found);
         }
         if previous.as_ref().is_some_and(|p| p.as_slice() == buf.as_slice()) || !Rule::TornReadTwice.holds() {
             let (mut page, store_id) = found;
             page.is_damaged = true;
+            page.is_lost = torn_slots == 2;
             return Ok((page, store_id));
         }
         previous = Some(buf.clone());
@@ -178,16 +182,16 @@ pub fn read_page<D: Device>(device: &D, id: PageId) -> Result<(Page, u64)> {
     Err(Error::Corrupt(format!("page {} changes faster than it can be read", id.page_no)))
 }
 
-/// The newest valid slot of 8192 bytes, and whether a slot is torn.
+/// The newest valid slot of 8192 bytes, and the number of torn slots.
 #[must_use]
-pub fn newest(bytes: &[u8], id: PageId) -> ((Page, u64), bool) {
+pub fn newest(bytes: &[u8], id: PageId) -> ((Page, u64), u8) {
     assert_eq!(bytes.len(), 2 * BLOCK_BYTES_USIZE, "a page has two slots");
     let mut best: Option<(Page, u64)> = None;
-    let mut is_torn = false;
+    let mut torn_slots = 0;
     for (slot, bytes) in (0_u8..).zip(bytes.chunks_exact(BLOCK_BYTES_USIZE)) {
         match classify(bytes, id, slot) {
             Slot::Empty => {}
-            Slot::Torn => is_torn = true,
+            Slot::Torn => torn_slots += 1,
             Slot::Valid(page, store_id) => {
                 if best.as_ref().is_none_or(|(b, _)| page.version > b.version) {
                     best = Some((page, store_id));
@@ -195,7 +199,7 @@ pub fn newest(bytes: &[u8], id: PageId) -> ((Page, u64), bool) {
             }
         }
     }
-    (best.unwrap_or_else(|| (Page::empty(), 0)), is_torn)
+    (best.unwrap_or_else(|| (Page::empty(), 0)), torn_slots)
 }
 
 fn classify(bytes: &[u8], id: PageId, slot: u8) -> Slot {
@@ -263,19 +267,19 @@ pub(crate) mod tests {
     #[test]
     fn newest_valid_slot_wins() {
         let ((page, store), torn) = newest(&pair(&slot(42, 4), &slot(42, 5)), ID);
-        assert_eq!((page.version, page.slot, store, torn), (5, 1, 42, false));
+        assert_eq!((page.version, page.slot, store, torn), (5, 1, 42, 0));
         let ((page, _), torn) = newest(&pair(&slot(42, 6), &slot(42, 5)), ID);
-        assert_eq!((page.version, page.slot, torn), (6, 0, false));
+        assert_eq!((page.version, page.slot, torn), (6, 0, 0));
     }
 
     #[test]
     fn zeroes_and_slots_of_another_store_are_empty() {
         let zero = AlignedBuf::zeroed(1);
         let ((page, _), torn) = newest(&pair(&zero, &slot(41, 9)), ID);
-        assert_eq!((page.version, page.slot, torn), (0, 1, false));
+        assert_eq!((page.version, page.slot, torn), (0, 1, 0));
         let mut garbage = AlignedBuf::zeroed(1);
         garbage.as_mut_slice().fill(0xee);
-        assert!(!newest(&pair(&garbage, &zero), ID).1, "left by another program");
+        assert_eq!(newest(&pair(&garbage, &zero), ID).1, 0, "left by another program");
     }
 
     #[test]
@@ -284,14 +288,14 @@ pub(crate) mod tests {
             let mut bad = slot(42, 5);
             bad.as_mut_slice()[at] ^= 0x11;
             let ((page, _), torn) = newest(&pair(&slot(42, 4), &bad), ID);
-            assert_eq!((page.version, torn), (4, true), "byte {at}");
+            assert_eq!((page.version, torn), (4, 1), "byte {at}");
         }
     }
 
     #[test]
     fn slots_of_another_place_or_kind_do_not_count() {
         let other = PageId { page_no: 8, ..ID };
-        assert!(newest(&pair(&slot(42, 4), &slot(42, 5)), other).1);
+        assert_eq!(newest(&pair(&slot(42, 4), &slot(42, 5)), other).1, 2);
         let other = PageId { kind: PageKind::Table, ..ID };
         assert_eq!(newest(&pair(&slot(42, 4), &slot(42, 5)), other).0.0.version, 0);
     }
@@ -300,7 +304,7 @@ pub(crate) mod tests {
     fn lost_first_sector_is_torn() {
         let mut torn = slot(42, 5);
         torn.as_mut_slice()[..512].fill(0);
-        assert!(newest(&pair(&slot(42, 4), &torn), ID).1);
+        assert_eq!(newest(&pair(&slot(42, 4), &torn), ID).1, 1);
     }
 
     /// Answers each read of a page with the next of its states.

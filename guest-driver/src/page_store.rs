@@ -56,6 +56,9 @@ impl PageStore {
         if !self.pages.contains_key(&page_no) {
             let id = PageId { store_id: Some(self.store_id), page_no, kind };
             let (page, _) = read_page(device, id)?;
+            if page.is_lost {
+                return Err(Error::Corrupt(format!("page {page_no} has two damaged slots")));
+            }
             if page.is_damaged && !self.accepts_damaged {
                 return Err(Error::Corrupt(format!("page {page_no} has a damaged slot")));
             }
@@ -121,6 +124,12 @@ impl PageStore {
         }
         self.written_since_flush.clear();
         Ok(())
+    }
+
+    /// The version of a page that was read or written before.
+    #[must_use]
+    pub fn version(&self, page_no: u64) -> Option<u64> {
+        self.pages.get(&page_no).map(|page| page.version)
     }
 
     /// Whether a page was written since the last flush.

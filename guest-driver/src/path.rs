@@ -57,11 +57,23 @@ fn broken_rule(path: &str) -> Option<&'static str> {
     if path.bytes().any(|b| b < 0x20 || b == 0x7f) {
         return Some("has a control character");
     }
+    if looks_like_locator(path) {
+        return Some("ends like a locator (`@` and four numbers with dots between)");
+    }
     path.split('/').find_map(|part| match part {
         "" => Some("has an empty part"),
         "." => Some("has a part `.`"),
         ".." => Some("has a part `..`"),
         _ => None,
+    })
+}
+
+/// A locator is a path and an address: a path of that form could be read as another receipt's locator.
+fn looks_like_locator(path: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    path.rsplit_once('@').is_some_and(|(_, address)| {
+        let numbers: Vec<&str> = address.split('.').collect();
+        numbers.len() == 4 && numbers.into_iter().all(is_number)
     })
 }
 
@@ -94,16 +106,39 @@ mod tests {
 
     #[test]
     fn path_rules() {
-        for good in
-            ["a", "/a", "a/b.png", "2026/11/回单.png", "a b/c@d", ".hidden/..x/...", &"x".repeat(1024)]
-        {
+        for good in [
+            "a",
+            "/a",
+            "a/b.png",
+            "2026/11/回单.png",
+            "a b/c@d",
+            "a@1.2.3",
+            "a@1.2.3.4.png",
+            ".hidden/..x/...",
+            &"x".repeat(1024),
+        ] {
             assert!(ReceiptPath::new(good).is_ok(), "{good}");
         }
         assert_eq!(ReceiptPath::new("/a/b").unwrap().as_str(), "a/b");
         let long = "x".repeat(1025);
         for bad in [
-            "", "/", "//a", "a//b", "a/", ".", "..", "a/./b", "../a", "a/..", "a\0b", "a\nb", "a\tb",
-            "a\x7f", &long,
+            "",
+            "/",
+            "//a",
+            "a//b",
+            "a/",
+            ".",
+            "..",
+            "a/./b",
+            "../a",
+            "a/..",
+            "a\0b",
+            "a\nb",
+            "a\tb",
+            "a\x7f",
+            &long,
+            "alice@192.168.1.7",
+            "a@1.2.3.4",
         ] {
             let error = ReceiptPath::new(bad).unwrap_err();
             assert!(matches!(error, Error::BadPath { .. }), "{bad:?}");

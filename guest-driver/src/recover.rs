@@ -197,7 +197,7 @@ fn later_batch<D: Device>(
     Ok(None)
 }
 
-/// The lease of the next epoch. Where a crash tore both slots, no record carries the epoch that was being written, so the newest
+/// The lease of the next epoch. Where a slot is damaged, no record carries the epoch that was being written, so the newest
 /// epoch in head and log counts.
 fn new_lease<D: Device>(
     device: &D,
@@ -206,8 +206,8 @@ fn new_lease<D: Device>(
     options: &WriterOptions,
 ) -> Result<Lease> {
     let last_epoch = match &control.lease {
-        Some(lease) => lease.epoch,
-        None => {
+        Some(lease) if !control.lease_page.is_damaged => lease.epoch,
+        damaged => {
             let mut cursor = cursor_at(control);
             for _ in 0..=WINDOW_RECORDS_MAX {
                 let Some((header, hash)) = next_header(device, superblock, &cursor)? else {
@@ -215,7 +215,7 @@ fn new_lease<D: Device>(
                 };
                 cursor.step(&header, hash, &superblock.geometry);
             }
-            cursor.epoch
+            damaged.as_ref().map_or(cursor.epoch, |lease| lease.epoch.max(cursor.epoch))
         }
     };
     let epoch =

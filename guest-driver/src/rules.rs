@@ -56,6 +56,10 @@ pub enum Rule {
     SummaryComplete,
     /// A writer that was replaced writes no more.
     Fenced,
+    /// A writer looks whether it is still the last one before it appends.
+    LeaseChecked,
+    /// A commit that replaces a version flushes its pages before the acknowledgement.
+    ReplacementFlushed,
     /// The table's count of live records is a hint only.
     LiveIsHint,
 }

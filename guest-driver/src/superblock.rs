@@ -179,6 +179,9 @@ impl Superblock {
     fn read_at<D: Device>(device: &D, page_no: u64) -> Result<Option<Self>> {
         let (page, store_id) =
             read_page(device, PageId { store_id: None, page_no, kind: PageKind::Superblock })?;
+        if page.version == 0 && page.is_damaged {
+            return Err(Error::Corrupt("superblock: damaged".to_owned()));
+        }
         if page.version == 0 {
             return Ok(None);
         }

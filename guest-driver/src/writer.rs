@@ -134,6 +134,7 @@ impl<D: Device> Writer<D> {
 
     /// Steps 1 to 3; returning is step 4, the acknowledgement.
     fn write_batch(&mut self, batch: Batch) -> Result<()> {
+        self.check_lease()?;
         let start = self.tail.position();
         for extent in &batch.extents {
             // crash here: records may be torn or missing; none is acknowledged, recovery ends the log before the first bad one.
@@ -143,6 +144,11 @@ impl<D: Device> Writer<D> {
         self.pages.flush(&self.device, Rule::CommitFlushes)?;
         // crash here: any subset of the pages may be lost or torn; the records lie behind the head's replay position.
         self.pages.write_staged(&self.device)?;
+        if batch.headers.iter().any(|header| header.previous_version_seq != 0) {
+            // crash here: as above. Without this flush a crash after the acknowledgement could bring the older version
+            // back to readers until the next writer opens; a path that is new is looked for in the log instead.
+            self.pages.flush(&self.device, Rule::ReplacementFlushed)?;
+        }
         // The head comes last, so that whoever sees a sequence published also finds its entry.
         self.tail = batch.tail;
         let end = self.tail.position();
@@ -182,6 +188,20 @@ impl<D: Device> Writer<D> {
         self.pages.write(&self.device, PAGE_LEASE, PageKind::Lease, self.lease.encode())?;
         self.device.flush()?;
         Ok(())
+    }
+
+    /// Another writer may have come and gone while this one was refused and did not notice: then its end of the log is not
+    /// the end any more.
+    fn check_lease(&self) -> Result<()> {
+        let control = Control::read(&self.device, &self.superblock)?;
+        let is_ours = control.lease.as_ref().is_some_and(|lease| {
+            lease.epoch == self.lease.epoch && lease.writer_uuid == self.lease.writer_uuid
+        });
+        let is_newest = Some(control.head_page.version) == self.pages.version(PAGE_HEAD);
+        if (is_ours && is_newest) || !Rule::LeaseChecked.holds() {
+            return Ok(());
+        }
+        Err(Error::Fenced { epoch: control.lease.map_or(self.lease.epoch, |lease| lease.epoch) })
     }
 
     fn now_ms(&self) -> u64 {

@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> Result<u8> {
 
 /// Reads a path or a locator; a pending one again as long as `--wait` says.
 fn get(args: &Args, reader: &Reader<RawDevice>, text: &str, version: Option<u16>) -> Result<Receipt> {
-    let deadline = Instant::now() + Duration::from_secs(args.wait);
+    let deadline = super::deadline(args);
     loop {
         match get_once(reader, text, version) {
             Err(Error::Pending { .. }) if Instant::now() < deadline => {

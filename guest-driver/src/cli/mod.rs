@@ -80,10 +80,16 @@ fn open_reader(args: &Args) -> Result<Reader<RawDevice>> {
     Ok(Reader::new(RawDevice::open_reader(&path)?, &path.display().to_string()))
 }
 
+/// When `--wait` is over; a wait beyond the clock's end is one of a day.
+fn deadline(args: &Args) -> Instant {
+    let now = Instant::now();
+    now.checked_add(Duration::from_secs(args.wait)).unwrap_or(now + Duration::from_secs(86_400))
+}
+
 /// Opens the device for writing, waiting for another process as long as `--wait` says.
 fn open_writing_device(args: &Args) -> Result<(RawDevice, String)> {
     let path = device_path(args)?;
-    let deadline = Instant::now() + Duration::from_secs(args.wait);
+    let deadline = deadline(args);
     loop {
         match RawDevice::open_writer(&path) {
             Err(Error::Busy { .. }) if Instant::now() < deadline => {

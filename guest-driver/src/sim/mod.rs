@@ -14,6 +14,8 @@ mod fault_tests;
 #[cfg(test)]
 mod lie_tests;
 #[cfg(test)]
+mod review_tests;
+#[cfg(test)]
 mod rule_tests;
 #[cfg(test)]
 mod schedule_tests;

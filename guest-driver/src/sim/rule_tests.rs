@@ -2,7 +2,7 @@
 //! `RECEIPT_RULES=10000 cargo test -p receipt --lib each_rule -- --nocapture` prints them anew.
 
 use super::schedule_tests::{number, run_seeds};
-use super::{exhaustive_tests, fault_tests, store_tests, world};
+use super::{exhaustive_tests, fault_tests, review_tests, store_tests, world};
 use crate::rules::Rule;
 
 /// Removed rules, the schedules within which the simulator finds it (0 = only a directed test does).
@@ -35,7 +35,9 @@ const ROWS: &[Row] = &[
     (&[Rule::ProofCommit], 0),
     (&[Rule::SealRoom], 100),
     (&[Rule::SummaryComplete], 100),
-    (&[Rule::Fenced], 100),
+    (&[Rule::Fenced, Rule::LeaseChecked], 100),
+    (&[Rule::LeaseChecked], 0),
+    (&[Rule::ReplacementFlushed], 0),
     (&[Rule::LiveIsHint], 400),
 ];
 
@@ -63,6 +65,8 @@ const DIRECTED: &[(&str, fn())] = &[
     ("counts of reads", store_tests::a_get_is_three_reads_cold_two_warm_and_one_by_locator),
     ("counts of a commit", store_tests::one_group_commit_is_one_sequential_write_and_one_flush),
     ("counts of opening", store_tests::opening_after_a_clean_close_is_one_write_and_one_flush),
+    ("a writer that was away", review_tests::a_writer_that_was_away_does_not_write_over_the_other),
+    ("a replaced version stays away", review_tests::a_replaced_version_does_not_come_back_with_a_crash),
     ("an older store on the same disk", store_tests::an_older_store_on_the_same_disk_is_gone),
 ];
 
