@@ -139,12 +139,19 @@ impl FaultDisk {
         self.let_held_pass(op);
     }
 
+    /// Ends all that was held and all faults: a process that waits for the disk cannot even be killed.
+    pub fn let_go(&self) {
+        self.heal();
+        [DiskOp::Read, DiskOp::Write, DiskOp::Sync].into_iter().for_each(|op| self.release(op));
+    }
+
     /// From now on operations of this kind that touch `range` fail with `errno`.
     pub fn fail(&self, op: DiskOp, range: Range<u64>, errno: i32) {
         self.content().faults.push((op, range, Fault::Errno(errno)));
     }
 
-    /// From now on operations of this kind move at most `bytes`.
+    /// From now on operations of this kind move at most `bytes`. The kernel makes EIO of a short direct write, and zeroes of
+    /// what is missing of a read for the page cache.
     pub fn cut_short(&self, op: DiskOp, bytes: usize) {
         self.content().faults.push((op, 0..u64::MAX, Fault::Short(bytes)));
     }
@@ -320,7 +327,7 @@ impl Content {
     }
 }
 
-/// `struct fuse_init_out` of version 7.31: large and parallel requests.
+/// `struct fuse_init_out` of version 7.31: large requests, and direct IO that waits without a thread.
 fn init_answer() -> Vec<u8> {
     const ASYNC_READ: u32 = 1;
     const BIG_WRITES: u32 = 1 << 5;
