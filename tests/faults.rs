@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 
 use receiptdisk_tests::raw::{RawGuest, Request, SegmentFlags, status};
-use receiptdisk_tests::{DiskOp, FaultStand, SECTOR, Scratch, Serve, Stand, mount_small_tmpfs, pattern};
+use receiptdisk_tests::{DiskOp, FaultStand, SECTOR, Scratch, Serve, SmallTmpfs, Stand, pattern};
 use rustix::process::Signal;
 
 /// The two engines; each takes the errors of the host in its own way.
@@ -138,7 +138,7 @@ fn c7_full_host_is_an_error_for_the_request_that_needs_space() {
         let scratch = Scratch::new();
         let small = scratch.join("small");
         std::fs::create_dir(&small).unwrap();
-        mount_small_tmpfs(&small, 2 << 20);
+        let _mounted = SmallTmpfs::mount(&small, 2 << 20);
         let image = small.join("disk.img");
         File::create(&image).unwrap().set_len(8 << 20).unwrap();
         let mut backend = serve_with(engine)(Serve::image(&image)).start();

@@ -78,18 +78,31 @@ struct Message {
 ///
 /// # Panics
 /// Without root.
-pub fn own_mounts() {
+fn own_mounts() {
     // SAFETY: a system call without pointers; it changes this thread's view of the file system alone.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     assert_eq!(result, 0, "this test mounts and so needs root: {}", io::Error::last_os_error());
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
 }
 
-/// Mounts a tmpfs of `bytes` on the folder `at`, for the calling thread and what it starts.
-pub fn mount_small_tmpfs(at: &Path, bytes: u64) {
-    own_mounts();
-    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-    mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+/// A tmpfs, for the thread that mounts it and what that starts; unmounted when dropped.
+#[derive(Debug)]
+pub struct SmallTmpfs(PathBuf);
+
+impl SmallTmpfs {
+    /// Mounts one of `bytes` on the folder `at`.
+    pub fn mount(at: &Path, bytes: u64) -> Self {
+        own_mounts();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallTmpfs {
+    fn drop(&mut self) {
+        let _ = unmount(self.0.as_path(), UnmountFlags::DETACH);
+    }
 }
 
 impl FaultDisk {
