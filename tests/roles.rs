@@ -3,9 +3,10 @@
 use std::fs;
 use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use receiptdisk_tests::raw::{RawGuest, Request, SegmentFlags, Setup, feature, status};
-use receiptdisk_tests::{Ctl, DiskOp, FaultStand, Serve, until};
+use receiptdisk_tests::{Ctl, DiskOp, FaultStand, SAFETY_NET, Serve, until};
 use rustix::process::Signal;
 
 /// `a` writes, `b` stands by, `c` only reads.
@@ -208,9 +209,10 @@ fn c6_old_writer_that_goes_on_changes_nothing() {
         refused.store(0, Ordering::SeqCst);
         std::thread::scope(|scope| {
             let rest = scope.spawn(|| {
-                let (mut accepted, mut queue) = (0, 0);
+                let (mut accepted, mut queue, start) = (0, 0, Instant::now());
                 // Until it has been refused long after the new writer wrote.
                 while refused.load(Ordering::SeqCst) < 300 {
+                    assert!(start.elapsed() < SAFETY_NET, "the old writer is never refused");
                     queue = 1 - queue;
                     match old.request_on(queue, &Request::write(0, &[100; 4096])).status {
                         status::OK if refused.load(Ordering::SeqCst) == 0 => accepted += 1,
