@@ -8,7 +8,7 @@ use receiptdisk_tests::history::{History, Version};
 use receiptdisk_tests::raw::{Outcome, RawGuest, Request, SegmentFlags, Setup, feature, status};
 use receiptdisk_tests::recorder::{Client, Load, Mark, Recorder, marked, marks};
 use receiptdisk_tests::rng::Rng;
-use receiptdisk_tests::{DiskOp, FaultStand, SECTOR, Scratch, Serve, Stand};
+use receiptdisk_tests::{DiskOp, FaultStand, SECTOR, Scratch, Serve, Stand, repository};
 
 /// Queues that every guest uses.
 const QUEUES: u16 = 2;
@@ -488,4 +488,26 @@ fn c5_clean_reads_pay_nothing() {
     }
     assert_eq!(stand.disk().syncs(), syncs);
     assert_eq!(stand.ctl().stats("d")["waited_for_sync"], 0);
+}
+
+#[test]
+fn page_of_the_contract_names_every_test_that_proves_it() {
+    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
+    let page = read("docs/ordering.md");
+    let sources = ["contract", "roles", "faults"].map(|name| read(&format!("tests/{name}.rs"))).concat();
+    let is_clause = |word: &&str| {
+        word.starts_with('c') && word.find('_') == Some(2) && word.as_bytes()[1].is_ascii_digit()
+    };
+    let named: Vec<&str> = page.split('`').filter(is_clause).filter(|word| !word.ends_with('*')).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        assert!(sources.contains(&format!("\nfn {name}() {{")), "{name} is no test");
+    }
+    for number in 1..=5 {
+        let prefix = format!("\nfn c{number}_");
+        let tests = sources.split(&prefix).skip(1).map(|rest| rest.split('(').next().unwrap());
+        for test in tests {
+            assert!(page.contains(&format!("`c{number}_{test}`")), "c{number}_{test} is not on the page");
+        }
+    }
 }

@@ -78,18 +78,31 @@ struct Message {
 ///
 /// # Panics
 /// Without root.
-pub fn own_mounts() {
+fn own_mounts() {
     // SAFETY: a system call without pointers; it changes this thread's view of the file system alone.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     assert_eq!(result, 0, "this test mounts and so needs root: {}", io::Error::last_os_error());
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
 }
 
-/// Mounts a tmpfs of `bytes` on the folder `at`, for the calling thread and what it starts.
-pub fn mount_small_tmpfs(at: &Path, bytes: u64) {
-    own_mounts();
-    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-    mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+/// A tmpfs, for the thread that mounts it and what that starts; unmounted when dropped.
+#[derive(Debug)]
+pub struct SmallTmpfs(PathBuf);
+
+impl SmallTmpfs {
+    /// Mounts one of `bytes` on the folder `at`.
+    pub fn mount(at: &Path, bytes: u64) -> Self {
+        own_mounts();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallTmpfs {
+    fn drop(&mut self) {
+        let _ = unmount(self.0.as_path(), UnmountFlags::DETACH);
+    }
 }
 
 impl FaultDisk {
@@ -139,12 +152,19 @@ impl FaultDisk {
         self.let_held_pass(op);
     }
 
+    /// Ends all that was held and all faults: a process that waits for the disk cannot even be killed.
+    pub fn let_go(&self) {
+        self.heal();
+        [DiskOp::Read, DiskOp::Write, DiskOp::Sync].into_iter().for_each(|op| self.release(op));
+    }
+
     /// From now on operations of this kind that touch `range` fail with `errno`.
     pub fn fail(&self, op: DiskOp, range: Range<u64>, errno: i32) {
         self.content().faults.push((op, range, Fault::Errno(errno)));
     }
 
-    /// From now on operations of this kind move at most `bytes`.
+    /// From now on operations of this kind move at most `bytes`. The kernel makes EIO of a short direct write, and zeroes of
+    /// what is missing of a read for the page cache.
     pub fn cut_short(&self, op: DiskOp, bytes: usize) {
         self.content().faults.push((op, 0..u64::MAX, Fault::Short(bytes)));
     }
@@ -320,7 +340,7 @@ impl Content {
     }
 }
 
-/// `struct fuse_init_out` of version 7.31: large and parallel requests.
+/// `struct fuse_init_out` of version 7.31: large requests, and direct IO that waits without a thread.
 fn init_answer() -> Vec<u8> {
     const ASYNC_READ: u32 = 1;
     const BIG_WRITES: u32 = 1 << 5;

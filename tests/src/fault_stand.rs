@@ -76,6 +76,12 @@ impl FaultStand {
     }
 }
 
+impl Drop for FaultStand {
+    fn drop(&mut self) {
+        self.disk.let_go();
+    }
+}
+
 fn command(scratch: &Scratch) -> Serve {
     Serve::image(&scratch.join("disk.img")).arg("--control").arg(scratch.join("ctl.sock"))
 }

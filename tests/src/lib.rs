@@ -36,7 +36,7 @@ pub use bins::{backend_binary, receipt_binary, repository, static_receipt_binary
 pub use ctl::Ctl;
 pub use disk::{Scratch, pattern};
 pub use driver::Driver;
-pub use fault_disk::{DiskOp, FaultDisk, mount_small_tmpfs};
+pub use fault_disk::{DiskOp, FaultDisk, SmallTmpfs};
 pub use fault_stand::FaultStand;
 pub use guest::{Guest, Output};
 pub use proc::{Exit, Proc};

@@ -5,11 +5,11 @@ use crate::layout::{PAGE_BYTES, PAGE_HEAD, PAGE_LEASE, PAGE_SUPERBLOCK, block_of
 use crate::verify::verify;
 use crate::{Error, FormatOptions, Put, Reader, ReceiptPath, Stored, Writer, WriterOptions, format};
 
-fn path(text: &str) -> ReceiptPath {
+pub(super) fn path(text: &str) -> ReceiptPath {
     ReceiptPath::new(text).unwrap()
 }
 
-fn store() -> (Sim, Vec<Stored>) {
+pub(super) fn store() -> (Sim, Vec<Stored>) {
     let sim = Sim::new(4 << 20);
     let options = FormatOptions {
         segment_bytes: Some(256 << 10),

@@ -12,6 +12,8 @@ mod exhaustive_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod field_tests;
+#[cfg(test)]
 mod lie_tests;
 #[cfg(test)]
 mod review_tests;

@@ -16,7 +16,7 @@ const ROWS: &[Row] = &[
     (&[Rule::Chain, Rule::EpochsRise], 100),
     (&[Rule::Genesis], 100),
     (&[Rule::HeadReplaysCommit], 100),
-    (&[Rule::MissSearchesWindow], 100),
+    (&[Rule::MissSearchesWindow], 400),
     (&[Rule::MissReadsAgain], 0),
     (&[Rule::EntryFits], 0),
     (&[Rule::DataFits], 0),

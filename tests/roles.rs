@@ -1,0 +1,280 @@
+//! C6 of docs/ordering.md: one guest writes at a time, and an operator says which.
+
+use std::fs;
+use std::process::Child;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use receiptdisk_tests::raw::{RawGuest, Request, SegmentFlags, Setup, feature, status};
+use receiptdisk_tests::{Ctl, DiskOp, FaultStand, SAFETY_NET, Serve, until};
+use rustix::process::Signal;
+
+/// `a` writes, `b` stands by, `c` only reads.
+fn writer_standby_reader(serve: Serve) -> Serve {
+    serve.rw("a").guest("b", "access=standby").ro("c")
+}
+
+fn stand() -> FaultStand {
+    FaultStand::serve(writer_standby_reader)
+}
+
+/// Every request that changes the disk; the disk's blocks have 4096 bytes.
+fn changes(byte: u8) -> [Request; 4] {
+    [
+        Request::write(0, &[byte; 8192]),
+        Request::write_zeroes(&[(0, 16)], SegmentFlags::default()),
+        Request::write_zeroes(&[(0, 16)], SegmentFlags::UNMAP),
+        Request::discard(&[(0, 16)]),
+    ]
+}
+
+#[track_caller]
+fn assert_may_write(guest: &mut RawGuest, byte: u8) {
+    assert_eq!(guest.request(&Request::write(0, &[byte; 8192])).status, status::OK);
+    assert!(guest.request(&Request::read(0, 8192)).data == [byte; 8192]);
+}
+
+/// Every change is an IOERR and changes nothing; reads, flushes and the serial work.
+#[track_caller]
+fn assert_may_only_read(stand: &FaultStand, guest: &mut RawGuest) {
+    let before = stand.disk().now(0, 8192);
+    for request in changes(0xbb) {
+        assert_eq!(guest.request(&request).status, status::IOERR);
+    }
+    assert_eq!(stand.disk().now(0, 8192), before);
+    assert_eq!(guest.request(&Request::flush()).status, status::OK);
+    assert_eq!(guest.request(&Request::get_id()).status, status::OK);
+    assert!(guest.request(&Request::read(0, 8192)).data == before);
+}
+
+#[track_caller]
+fn assert_standing(ctl: &Ctl, name: &str, access: &str, fenced: bool) {
+    let guest = ctl.guest(name);
+    assert_eq!((guest["access"].as_str(), guest["fenced"].as_bool()), (Some(access), Some(fenced)), "{name}");
+}
+
+#[track_caller]
+fn assert_ended_well(command: Child) {
+    Ctl::answer(&command.wait_with_output().unwrap()).unwrap();
+}
+
+#[test]
+fn c6_standby_looks_like_a_writer_and_is_refused() {
+    let stand = stand();
+    let offers = ["a", "b", "c"].map(|name| stand.raw(name).features());
+    assert_eq!(offers.map(|offer| offer & feature::RO != 0), [false, false, true]);
+    assert_eq!(offers[0], offers[1], "a standby's device is that of a writer");
+    let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| stand.guest(name, 1));
+    assert_may_write(&mut a, 1);
+    assert_may_only_read(&stand, &mut b);
+    assert_may_only_read(&stand, &mut c);
+}
+
+#[test]
+fn c6_reader_that_denies_being_one_is_refused() {
+    let stand = stand();
+    let mut reader = stand.raw("c");
+    reader.start(Setup { features: !(feature::CONFIG_WCE | feature::RO), ..Setup::default() });
+    assert_may_only_read(&stand, &mut reader);
+}
+
+#[test]
+fn c6_two_writers_are_refused_unless_they_are_asked_for() {
+    let exit = {
+        let stand = stand();
+        stand.command().rw("x").rw("y").run_to_end()
+    };
+    assert_eq!(exit.code, Some(2), "{exit:?}");
+    assert!(exit.stderr.contains("x and y both have access=rw"), "{}", exit.stderr);
+    let stand = FaultStand::serve(|serve| serve.rw("a").rw("b").arg("--multi-writer"));
+    let [mut a, mut b] = ["a", "b"].map(|name| stand.guest(name, 1));
+    assert_may_write(&mut a, 1);
+    assert_may_write(&mut b, 2);
+}
+
+#[test]
+fn c6_takeover_changes_the_writer_and_a_restart_keeps_it() {
+    let mut stand = stand();
+    for (round, (old, new)) in (1..).zip([("a", "b"), ("b", "a"), ("a", "b")]) {
+        let [mut from, mut to, mut c] = [old, new, "c"].map(|name| stand.guest(name, 1));
+        assert_may_write(&mut from, 10 * round);
+        assert_may_only_read(&stand, &mut to);
+        stand.ctl().ok(&["takeover", new]);
+        assert_may_only_read(&stand, &mut from);
+        assert_may_write(&mut to, 10 * round + 1);
+        assert_may_only_read(&stand, &mut c);
+        assert_standing(&stand.ctl(), old, "standby", false);
+        assert_standing(&stand.ctl(), new, "rw", false);
+        drop([from, to, c]);
+        // As an operator ends it, and as the host's killer does.
+        let signal = if round == 1 { Signal::TERM } else { Signal::KILL };
+        stand.backend().proc().signal(signal);
+        stand.backend().proc().wait();
+        stand.start_again(writer_standby_reader);
+        assert_standing(&stand.ctl(), old, "standby", false);
+        assert_standing(&stand.ctl(), new, "rw", false);
+    }
+}
+
+#[test]
+fn c6_fence_refuses_the_writer_and_a_restart_keeps_it() {
+    let mut stand = stand();
+    let mut a = stand.guest("a", 1);
+    assert_may_write(&mut a, 1);
+    stand.ctl().ok(&["fence", "a"]);
+    assert!(
+        stand.disk().durable(0, 8192) == [1; 8192],
+        "what was accepted before a fence is durable after it"
+    );
+    assert_may_only_read(&stand, &mut a);
+    assert_standing(&stand.ctl(), "a", "rw", true);
+    drop(a);
+    stand.backend().proc().signal(Signal::KILL);
+    stand.backend().proc().wait();
+    stand.start_again(writer_standby_reader);
+    let mut a = stand.guest("a", 1);
+    assert_may_only_read(&stand, &mut a);
+    stand.ctl().ok(&["unfence", "a"]);
+    assert_may_write(&mut a, 2);
+    assert_standing(&stand.ctl(), "a", "rw", false);
+    // A writer that was fenced and taken over comes back as a standby only.
+    stand.ctl().ok(&["fence", "a"]);
+    stand.ctl().ok(&["takeover", "b"]);
+    stand.ctl().ok(&["unfence", "a"]);
+    assert_may_only_read(&stand, &mut a);
+    assert_may_write(&mut stand.guest("b", 1), 3);
+    assert_standing(&stand.ctl(), "b", "rw", false);
+}
+
+#[test]
+fn c6_what_cannot_be_is_refused_and_changes_nothing() {
+    let stand = stand();
+    let ctl = stand.ctl();
+    for (command, words) in [
+        (["takeover", "c"], "access=ro"),
+        (["fence", "c"], "access=ro"),
+        (["takeover", "nobody"], "no guest is named nobody"),
+        (["fence", "nobody"], "no guest is named nobody"),
+        (["unfence", "nobody"], "no guest is named nobody"),
+    ] {
+        let error = ctl.run(&command).unwrap_err();
+        assert!(error.contains(words), "{command:?}: {error}");
+    }
+    assert!(!stand.state_file().exists(), "nothing was decided");
+    assert_may_write(&mut stand.guest("a", 1), 1);
+    assert_may_only_read(&stand, &mut stand.guest("b", 1));
+}
+
+#[test]
+fn c6_takeover_waits_for_writes_in_flight_and_syncs_them() {
+    let stand = stand();
+    let [mut a, mut b] = ["a", "b"].map(|name| stand.guest(name, 2));
+    stand.disk().hold(DiskOp::Write);
+    let in_flight = a.submit(0, &Request::write(0, &[1; 8192]));
+    // One more that waits for the first, admitted but not begun.
+    let parked = a.submit(0, &Request::write(8, &[2; 8192]));
+    stand.disk().wait_for_held(DiskOp::Write, 1);
+    let barrier = a.submit(0, &Request::get_id());
+    assert_eq!(a.wait_used(0).0, barrier);
+    let mut takeover = stand.ctl().start(&["takeover", "b"]);
+    // The old writer is refused at once; what it has in flight is waited for.
+    until("the old writer to be refused", || {
+        // It moves nothing, so it does not wait for the disk.
+        let outcome = a.request_on(1, &Request::write(1024, &[]));
+        (outcome.status == status::IOERR).then_some(())
+    });
+    stand.ctl().ok(&["stats"]);
+    assert!(takeover.try_wait().unwrap().is_none(), "taken over while a write is in flight");
+    assert_eq!(b.request(&Request::write(64, &[9; 4096])).status, status::IOERR);
+    assert_standing(&stand.ctl(), "b", "standby", false);
+    stand.disk().release(DiskOp::Write);
+    assert_ended_well(takeover);
+    let answers = [a.wait_used(0), a.wait_used(0)];
+    assert_eq!(answers.map(|(head, outcome)| (head, outcome.status)), [(in_flight, 0), (parked, 0)]);
+    let expected = [vec![1; 4096], vec![2; 8192]].concat();
+    assert!(stand.disk().durable(0, 12288) == expected, "the old writer's last writes are synced");
+    assert_may_write(&mut b, 3);
+}
+
+/// An old writer that does not know that it is one goes on as fast as it can, on two queues.
+#[test]
+fn c6_old_writer_that_goes_on_changes_nothing() {
+    let stand = FaultStand::serve(|serve| writer_standby_reader(serve).arg("--cache").arg("page"));
+    let mut guests = ["a", "b"].map(|name| stand.guest(name, 2));
+    let refused = AtomicU64::new(0);
+    for round in 0..20_u8 {
+        let names = if round % 2 == 0 { ["a", "b"] } else { ["b", "a"] };
+        let [a, b] = &mut guests;
+        let (old, new) = if round % 2 == 0 { (a, b) } else { (b, a) };
+        refused.store(0, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let rest = scope.spawn(|| {
+                let (mut accepted, mut queue, start) = (0, 0, Instant::now());
+                // Until it has been refused long after the new writer wrote.
+                while refused.load(Ordering::SeqCst) < 300 {
+                    assert!(start.elapsed() < SAFETY_NET, "the old writer is never refused");
+                    queue = 1 - queue;
+                    match old.request_on(queue, &Request::write(0, &[100; 4096])).status {
+                        status::OK if refused.load(Ordering::SeqCst) == 0 => accepted += 1,
+                        status::IOERR => drop(refused.fetch_add(1, Ordering::SeqCst)),
+                        other => panic!("status {other} after {accepted} accepted, {refused:?} refused"),
+                    }
+                }
+                accepted
+            });
+            stand.ctl().ok(&["takeover", names[1]]);
+            assert_eq!(new.request(&Request::write(0, &[round; 4096])).status, status::OK);
+            let accepted = rest.join().unwrap();
+            assert!(accepted > 0 || round > 0, "the old writer wrote before");
+        });
+        assert!(new.request(&Request::read(0, 4096)).data == [round; 4096], "round {round}");
+        assert!(stand.disk().now(0, 4096) == [round; 4096], "round {round}");
+    }
+}
+
+#[test]
+fn c6_takeover_without_a_sync_gives_the_right_to_nobody() {
+    let stand = stand();
+    let [mut a, mut b] = ["a", "b"].map(|name| stand.guest(name, 1));
+    assert_may_write(&mut a, 1);
+    stand.disk().fail(DiskOp::Sync, 0..u64::MAX, libc::EIO);
+    let error = stand.ctl().run(&["takeover", "b"]).unwrap_err();
+    assert!(error.contains("cannot be synced"), "{error}");
+    for guest in [&mut a, &mut b] {
+        assert_eq!(guest.request(&Request::write(0, &[2; 4096])).status, status::IOERR);
+        assert!(guest.request(&Request::read(0, 4096)).data == [1; 4096]);
+    }
+    assert_eq!(stand.ctl().ok(&["status"])["poisoned"], true);
+}
+
+#[test]
+fn c6_corrupted_state_file_is_refused() {
+    let mut stand = stand();
+    stand.ctl().ok(&["takeover", "b"]);
+    let good = fs::read_to_string(stand.state_file()).unwrap();
+    stand.backend().terminate();
+    let half = &good[..good.len() / 2];
+    let other_version = good.replace("\"version\": 1", "\"version\": 2");
+    let other_access = good.replace("\"standby\"", "\"writer\"");
+    assert!(other_version != good && other_access != good, "{good}");
+    for bad in ["", half, "null", "{}", &other_version, &other_access, "\u{0}\u{0}\u{0}\u{0}"] {
+        fs::write(stand.state_file(), bad).unwrap();
+        let exit = writer_standby_reader(stand.command()).run_to_end();
+        assert_ne!(exit.code, Some(0), "{bad:?}");
+        assert!(exit.stderr.contains("disk.img.receiptdisk"), "{bad:?}: {}", exit.stderr);
+        assert_eq!(fs::read_to_string(stand.state_file()).unwrap(), bad, "it is left as it is");
+    }
+    fs::write(stand.state_file(), good).unwrap();
+    stand.start_again(writer_standby_reader);
+    assert_may_write(&mut stand.guest("b", 1), 1);
+}
+
+#[test]
+fn c6_command_line_that_contradicts_the_state_file_is_refused() {
+    let mut stand = stand();
+    stand.ctl().ok(&["takeover", "b"]);
+    stand.backend().terminate();
+    let exit = stand.command().rw("new").guest("b", "access=standby").run_to_end();
+    assert_ne!(exit.code, Some(0));
+    assert!(exit.stderr.contains("new and b would both write"), "{}", exit.stderr);
+}
