@@ -54,7 +54,7 @@ fn broken_rule(path: &str) -> Option<&'static str> {
     if path.len() > PATH_BYTES_MAX {
         return Some("longer than 1024 bytes");
     }
-    if path.bytes().any(|b| b < 0x20 || b == 0x7f) {
+    if path.chars().any(char::is_control) {
         return Some("has a control character");
     }
     path.split('/').find_map(|part| match part {
