@@ -54,7 +54,7 @@ fn broken_rule(path: &str) -> Option<&'static str> {
     if path.len() > PATH_BYTES_MAX {
         return Some("longer than 1024 bytes");
     }
-    if path.bytes().any(|b| b < 0x20 || b == 0x7f) {
+    if path.chars().any(char::is_control) {
         return Some("has a control character");
     }
     if looks_like_locator(path) {
@@ -78,7 +78,7 @@ fn looks_like_locator(path: &str) -> bool {
 }
 
 /// Keyed hash of a path. The key is random for each store, so that nobody can craft paths that share a bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PathHash {
     /// Chooses the bucket.
     pub bucket: u64,

@@ -38,7 +38,6 @@ const ROWS: &[Row] = &[
     (&[Rule::Fenced, Rule::LeaseChecked], 100),
     (&[Rule::LeaseChecked], 0),
     (&[Rule::ReplacementFlushed], 0),
-    (&[Rule::LiveIsHint], 400),
 ];
 
 /// Tests that also notice, by name.

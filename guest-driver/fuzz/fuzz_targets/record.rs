@@ -1,0 +1,24 @@
+//! Any record under a right checksum: refused, or its header is what was read and its data lies inside.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use receipt_store::record::Header;
+use receipt_store::summary::Descriptor;
+
+fuzz_target!(|input: &[u8]| {
+    let _ = Header::parse(input);
+    let mut bytes = input.to_vec();
+    if bytes.len() >= 144 {
+        bytes[..4].copy_from_slice(b"RSRC");
+        let end = 144 + usize::from(u16::from_le_bytes([bytes[38], bytes[39]])).next_multiple_of(8);
+        if let Some(whole) = bytes.get(8..end) {
+            let crc = crc32c::crc32c(whole);
+            bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+    let Ok((header, _)) = Header::parse(&bytes) else { return };
+    let _ = header.data(&bytes);
+    let _ = Descriptor::decode(&header);
+    let again = header.encode();
+    assert_eq!(Header::parse(&again).expect("what is written is read").0, header);
+});
