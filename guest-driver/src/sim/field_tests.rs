@@ -34,11 +34,10 @@ fn check(sim: &Sim, stored: &[Stored], story: &str) {
         let reader = Reader::new(sim.reader(), "sim");
         for (number, stored) in (0_u8..).zip(stored) {
             let name = &stored.locator.path;
-            for answer in [reader.get(name), reader.get_locator(&stored.locator), reader.get_version(name, 1)]
-            {
-                if let Ok(receipt) = answer {
-                    assert_eq!(receipt.data(), [number; 30_000], "{story}, {turn}: {name}");
-                }
+            let answers =
+                [reader.get(name), reader.get_locator(&stored.locator), reader.get_version(name, 1)];
+            for receipt in answers.into_iter().flatten() {
+                assert_eq!(receipt.data(), [number; 30_000], "{story}, {turn}: {name}");
             }
         }
         let _ = reader.list("", |_| Ok(()));
