@@ -23,6 +23,7 @@
 
 pub mod apply;
 pub mod batch;
+pub mod chain;
 pub mod control;
 pub mod device;
 pub mod discover;

@@ -138,6 +138,55 @@ fn rm_hides_a_path_and_keeps_its_locator() {
 }
 
 #[test]
+fn a_head_note_finds_an_older_copy_of_the_disk() {
+    let store = Store::new();
+    let file = store.file("f", b"x");
+    store.ok(&["put", "a", &file]);
+    let copy = fs::read(store.path("disk")).unwrap();
+    let old = store.file("old", store.ok(&["checkpoint"]).as_bytes());
+    store.ok(&["put", "b", &file]);
+    let printed = store.ok(&["checkpoint"]);
+    let new = store.file("new", printed.as_bytes());
+    assert_eq!(printed.lines().count(), 1);
+    assert_eq!(store.ok(&["verify", "--from", &old]), printed);
+    let line: serde_json::Value =
+        serde_json::from_str(&store.ok(&["verify", "--from", &new, "--json"])).unwrap();
+    assert_eq!((line["seq"].as_u64(), line["records"].as_u64()), (Some(2), Some(0)));
+    store.fails(&["verify", "--from", "/no/such/file"], 1);
+    store.fails(&["verify", "--from", &file], 2);
+    fs::write(store.path("disk"), copy).unwrap();
+    store.ok(&["verify"]);
+    store.ok(&["verify", "--from", &old]);
+    assert!(store.fails(&["verify", "--from", &new], 5).contains("older copy"));
+    let other = Store::new();
+    assert!(other.fails(&["verify", "--from", &new], 5).contains("another store"));
+}
+
+#[test]
+fn follow_prints_changes_as_they_come_and_resumes() {
+    use std::io::{BufRead, BufReader};
+    let store = Store::new();
+    let file = store.file("f", b"x");
+    store.ok(&["put", "a", &file]);
+    let mut child =
+        store.command(&["follow", "--from", "1", "--poll-ms", "10"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "1\ta");
+    store.ok(&["put", "b", &file]);
+    assert_eq!(lines.next().unwrap().unwrap(), "2\tb");
+    store.ok(&["rm", "a"]);
+    assert_eq!(lines.next().unwrap().unwrap(), "3\ta\tremoved");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(store.ok(&["follow", "--from", "2", "--once"]), "2\tb\n3\ta\tremoved\n");
+    assert_eq!(store.ok(&["follow", "--once"]), "");
+    let line: serde_json::Value =
+        serde_json::from_str(&store.ok(&["follow", "--from", "3", "--once", "--json"])).unwrap();
+    assert_eq!((line["path"].as_str(), line["removed"].as_bool()), (Some("a"), Some(true)));
+    store.fails(&["follow", "--from", "x"], 2);
+}
+
+#[test]
 fn batches_of_a_folder_and_of_a_list() {
     let store = Store::new();
     for number in 0..300_u32 {

@@ -86,7 +86,7 @@ pub enum Command {
         /// Path.
         path: String,
     },
-    /// List paths, newest first.
+    /// List paths, newest first. Reads one to two blocks for every 256 receipts or 4 MiB, never the receipts.
     Ls {
         /// Only paths that begin with this.
         #[arg(default_value = "")]
@@ -95,5 +95,23 @@ pub enum Command {
     /// Say what the store is.
     Info,
     /// Check every record and every index entry; name each bad path.
-    Verify,
+    Verify {
+        /// Check instead that the log has grown from this head note (`-` = standard input) to its end; reads headers only.
+        #[arg(long, value_name = "NOTE")]
+        from: Option<PathBuf>,
+    },
+    /// Print the head note: one line to keep off this disk, for `verify --from`.
+    Checkpoint,
+    /// Print changes as they are acknowledged, one a line: SEQ<TAB>PATH, and `removed` after a removed one.
+    Follow {
+        /// Begin with this sequence, not with what comes now. To resume, give the last one that was printed plus 1.
+        #[arg(long, value_name = "SEQ")]
+        from: Option<u64>,
+        /// Look this often.
+        #[arg(long, value_name = "MS", default_value_t = 100)]
+        poll_ms: u64,
+        /// End when everything acknowledged so far is printed.
+        #[arg(long)]
+        once: bool,
+    },
 }

@@ -1,7 +1,9 @@
 //! The command line: arguments to library calls, answers to text or JSON, errors to exit codes.
 
 pub mod args;
+mod chain;
 mod get;
+mod progress;
 mod put;
 mod queue;
 mod remove;
@@ -9,6 +11,7 @@ mod show;
 pub mod size;
 
 use args::{Args, Command};
+use progress::Progress;
 use receipt_store::{Error, FormatOptions, RawDevice, Reader, Result, Writer, WriterOptions};
 use std::io::Write;
 use std::path::PathBuf;
@@ -31,7 +34,10 @@ fn dispatch(args: &Args) -> Result<u8> {
         Command::Stat { path } => show::stat(args, path),
         Command::Ls { prefix } => show::list(args, prefix),
         Command::Info => show::info(args),
-        Command::Verify => show::verify(args),
+        Command::Verify { from: None } => show::verify(args),
+        Command::Verify { from: Some(note) } => chain::verify_from(args, note),
+        Command::Checkpoint => chain::checkpoint(args),
+        Command::Follow { from, poll_ms, once } => chain::follow(args, *from, *poll_ms, *once),
     }
 }
 

@@ -36,8 +36,8 @@ fn check(sim: &Sim, stored: &[Stored], story: &str) {
             let name = &stored.locator.path;
             let answers =
                 [reader.get(name), reader.get_locator(&stored.locator), reader.get_version(name, 1)];
-            for answer in answers.into_iter().flatten() {
-                assert_eq!(answer.data(), [number; 30_000], "{story}, {turn}: {name}");
+            for receipt in answers.into_iter().flatten() {
+                assert_eq!(receipt.data(), [number; 30_000], "{story}, {turn}: {name}");
             }
         }
         let _ = reader.list("", |_| Ok(()));
