@@ -44,6 +44,7 @@ pub mod recover;
 #[cfg(test)]
 mod remove_tests;
 pub mod rules;
+pub mod shared;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod space;
@@ -61,6 +62,7 @@ pub use locator::Locator;
 pub use path::ReceiptPath;
 pub use raw_device::RawDevice;
 pub use reader::{Reader, Receipt, Stat};
+pub use shared::{CommitLimits, OwnedChange, SharedWriter};
 pub use superblock::Superblock;
 pub use writer::{Change, Put, Stored, Writer, WriterOptions};
 
