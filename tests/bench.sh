@@ -2,6 +2,7 @@
 # tests/bench.sh: measures, and prints tables that docs/performance.md quotes. Figures are noisy: compare within one run.
 #
 #   tests/bench.sh order      what the order of requests costs: in the table itself, and per request with and without it
+#   tests/bench.sh store      put and get of receipts of 100 KiB against fio with the same bytes (needs 4 GiB of disk)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +12,13 @@ bench_order() {
     cargo bench --quiet -p receiptdisk-tests --bench order
 }
 
+bench_store() {
+    command -v fio >/dev/null || apt-get install -y --no-install-recommends fio >/dev/null
+    cargo bench --quiet -p receipt --bench store
+}
+
 case ${1-} in
     order) bench_order ;;
-    *) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    store) bench_store ;;
+    *) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -72,17 +72,30 @@ impl<D: Device> Pages<'_, D> {
     /// # Errors
     /// [`Error::IndexFull`], a device error or [`Error::Corrupt`].
     pub fn apply(&mut self, header: &Header) -> Result<()> {
+        self.apply_again(header, false)
+    }
+
+    /// As [`Pages::apply`], for recovery: a receipt whose path has a later record in the replay window (`is_superseded`) gets no
+    /// entry if it has none. A later removal may have made the room that a still later put took, so there may be none for it.
+    ///
+    /// # Errors
+    /// As [`Pages::apply`].
+    pub fn apply_again(&mut self, header: &Header, is_superseded: bool) -> Result<()> {
         match header.kind {
             Kind::Put => {
-                self.apply_entry(header)?;
-                self.apply_put_to_table(header)
+                self.apply_entry(header, is_superseded)?;
+                self.apply_path_to_table(header)
+            }
+            Kind::Tombstone => {
+                self.apply_removal(header)?;
+                self.apply_path_to_table(header)
             }
             Kind::Summary => Ok(()),
             Kind::Seal => self.apply_seal(header),
         }
     }
 
-    fn apply_entry(&mut self, header: &Header) -> Result<()> {
+    fn apply_entry(&mut self, header: &Header, is_superseded: bool) -> Result<()> {
         let hash = self.superblock.path_hash(&header.meta);
         let found = self.search(hash)?;
         let entry = Entry {
@@ -107,23 +120,61 @@ impl<D: Device> Pages<'_, D> {
                 }
             });
         }
-        let (full, room) = self.find_room(hash)?;
-        for page_no in full {
-            self.change_index_page(page_no, |page| page.is_spilled = true)?;
+        if is_superseded && Rule::ReplayTwice.holds() {
+            return Ok(()); // the later record stages the pages
         }
-        self.change_index_page(room, |page| page.entries.push(entry))
+        self.insert(hash, entry)
     }
 
-    fn change_index_page(&mut self, page_no: u64, change: impl FnOnce(&mut IndexPage)) -> Result<()> {
+    /// Stages a new entry. It may be there already, behind a page whose spilled flag a crash took back.
+    pub(crate) fn insert(&mut self, hash: PathHash, entry: Entry) -> Result<()> {
+        let (full, room) = self.find_room(hash)?;
+        let mut is_there = false;
+        for page_no in full {
+            self.change_index_page(page_no, |page| {
+                page.is_spilled = true;
+                is_there |= Rule::ReplayTwice.holds() && page.entries.contains(&entry);
+            })?;
+        }
+        self.change_index_page(room, |page| {
+            is_there |= Rule::ReplayTwice.holds() && page.entries.contains(&entry);
+            if !is_there {
+                page.entries.push(entry);
+            }
+        })
+    }
+
+    /// Takes the entry of the version that a Tombstone names out of the index.
+    fn apply_removal(&mut self, header: &Header) -> Result<()> {
+        let hash = self.superblock.path_hash(&header.meta);
+        let found = self.search(hash)?;
+        let is_removed = |entry: &Entry| entry.tag == hash.tag && entry.seq == header.previous_version_seq;
+        let pages = found.entries.iter().filter(|(_, entry)| is_removed(entry)).map(|(page_no, _)| *page_no);
+        let mut pages: Vec<u64> = pages.collect();
+        pages.dedup();
+        if pages.is_empty() {
+            pages = found.pages; // applied before; staged all the same: a crash may have torn another slot
+        }
+        for page_no in pages {
+            self.change_index_page(page_no, |page| page.entries.retain(|entry| !is_removed(entry)))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn change_index_page(
+        &mut self,
+        page_no: u64,
+        change: impl FnOnce(&mut IndexPage),
+    ) -> Result<()> {
         let mut index = self.index_page(page_no)?;
         change(&mut index);
         index.encode(self.store.stage(self.device, page_no, PageKind::Index)?);
         Ok(())
     }
 
-    fn apply_put_to_table(&mut self, header: &Header) -> Result<()> {
+    fn apply_path_to_table(&mut self, header: &Header) -> Result<()> {
         let segment = self.geometry().segment_of(header.block);
-        let mut changes: Vec<(u64, i64)> = vec![(segment, 1)];
+        let mut changes: Vec<(u64, i64)> = vec![(segment, i64::from(header.kind == Kind::Put))];
         if header.previous_version_seq != 0 {
             changes.push((self.geometry().segment_of(header.previous_version_block), -1));
         }

@@ -40,6 +40,8 @@ pub mod raw_device;
 pub mod reader;
 pub mod record;
 pub mod recover;
+#[cfg(test)]
+mod remove_tests;
 pub mod rules;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -59,7 +61,7 @@ pub use path::ReceiptPath;
 pub use raw_device::RawDevice;
 pub use reader::{Reader, Receipt, Stat};
 pub use superblock::Superblock;
-pub use writer::{Put, Stored, Writer, WriterOptions};
+pub use writer::{Change, Put, Stored, Writer, WriterOptions};
 
 /// Milliseconds since 1970 by the system's clock; informative only, the order of records is their sequence.
 #[must_use]

@@ -1,6 +1,6 @@
 //! Listing, through Summaries: one block each decides whether the list of up to 256 receipts must be read.
 //!
-//! Newest first, so that a path whose newer version was seen is skipped; only paths with several versions cost memory.
+//! Newest first, so that a path whose newer version was seen is skipped; only removed paths and those with several versions cost memory.
 
 use crate::control::{Control, Head};
 use crate::device::{AlignedBuf, Device};
@@ -29,7 +29,7 @@ pub(crate) fn read_summary<D: Device>(
         return Err(corrupt("address out of bounds"));
     }
     let (header, _) = read_header(device, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
-    if header.kind == Kind::Put || !geometry.holds_record(block, header.blocks) {
+    if header.kind.has_path() || !geometry.holds_record(block, header.blocks) {
         return Err(corrupt("no Summary"));
     }
     let descriptor = Descriptor::decode(&header).ok_or_else(|| corrupt("descriptor"))?;
@@ -102,6 +102,10 @@ impl<F: FnMut(Locator) -> Result<()>> Newest<'_, F> {
         if !item.path.starts_with(self.prefix) || self.replaced.contains(&item.path) {
             return Ok(());
         }
+        if item.kind == Kind::Tombstone {
+            self.replaced.insert(item.path); // whatever is older was removed
+            return Ok(());
+        }
         let path = ReceiptPath::from_bytes(&item.path)?;
         let Item { seq, block, blocks, .. } = item;
         if item.is_replacement {
@@ -128,7 +132,7 @@ impl<D: Device> Reader<D> {
         let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
         let mut newest = Newest { prefix, replaced: HashSet::new(), visit };
         for header in open_end(device, superblock, &control.head, control.head_page.epoch)?.iter().rev() {
-            if header.kind == Kind::Put {
+            if header.kind.has_path() {
                 newest.see(Item::of(header), header.generation)?;
             }
         }

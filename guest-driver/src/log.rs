@@ -38,6 +38,15 @@ impl Cursor {
         }
     }
 
+    /// Behind a record.
+    #[must_use]
+    pub fn behind(header: &Header, hash: [u8; 32], geometry: &Geometry) -> Self {
+        let (seq, block, generation) = (header.seq, header.block, header.generation);
+        let mut cursor = Self { seq, block, generation, prev_hash: hash, epoch: header.epoch };
+        cursor.step(header, hash, geometry);
+        cursor
+    }
+
     /// Whether `header` is the next record.
     #[must_use]
     pub fn accepts(&self, header: &Header, geometry: &Geometry) -> bool {
@@ -151,7 +160,7 @@ impl Tail {
     /// Moves behind `header`.
     pub fn advance(&mut self, header: &Header, hash: [u8; 32], geometry: &Geometry) {
         match header.kind {
-            Kind::Put => self.note(header),
+            Kind::Put | Kind::Tombstone => self.note(header),
             Kind::Summary | Kind::Seal => {
                 self.pending.clear();
                 self.pending_bytes = 0;
@@ -223,7 +232,7 @@ pub fn load_tail<D: Device>(
         if header.generation != position.generation || header.seq > position.seq {
             return Err(Error::Corrupt(format!("record at block {block} is of another time")));
         }
-        if header.kind == Kind::Put {
+        if header.kind.has_path() {
             tail.note(&header);
         } else if !is_at_summary {
             return Err(Error::Corrupt(format!("unexpected Summary at block {block}")));

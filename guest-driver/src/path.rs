@@ -66,7 +66,7 @@ fn broken_rule(path: &str) -> Option<&'static str> {
 }
 
 /// Keyed hash of a path. The key is random for each store, so that nobody can craft paths that share a bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PathHash {
     /// Chooses the bucket.
     pub bucket: u64,

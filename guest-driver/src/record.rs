@@ -21,6 +21,8 @@ pub const FLAG_BATCH_START: u16 = 1;
 pub enum Kind {
     /// A receipt.
     Put,
+    /// The removal of a path: it has no data and names the version that it removes.
+    Tombstone,
     /// A list of the records since the last Summary.
     Summary,
     /// The Summary that ends a segment and links to the next.
@@ -28,18 +30,27 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The number on disk. 2 to 5 are kept for tombstones, erasures, holds and policies.
+    /// The number on disk. 3 to 5 are kept for erasures, holds and policies.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
             Self::Put => 1,
+            Self::Tombstone => 2,
             Self::Summary => 6,
             Self::Seal => 7,
         }
     }
 
-    fn from_number(number: u8) -> Option<Self> {
-        [Self::Put, Self::Summary, Self::Seal].into_iter().find(|k| k.number() == number)
+    /// The kind of a number on disk.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Put, Self::Tombstone, Self::Summary, Self::Seal].into_iter().find(|k| k.number() == number)
+    }
+
+    /// Whether the record is about a path: Summaries list it.
+    #[must_use]
+    pub fn has_path(self) -> bool {
+        matches!(self, Self::Put | Self::Tombstone)
     }
 }
 
@@ -224,7 +235,7 @@ impl Header {
     }
 
     fn check(&self) -> Result<(), RecordFault> {
-        let meta_max = if self.kind == Kind::Put { PATH_BYTES_MAX } else { DESCRIPTOR_BYTES_MAX };
+        let meta_max = if self.kind.has_path() { PATH_BYTES_MAX } else { DESCRIPTOR_BYTES_MAX };
         if self.meta.is_empty() || self.meta.len() > meta_max {
             return Err(RecordFault::BadField("path_len"));
         }
@@ -237,7 +248,7 @@ impl Header {
         if self.seq == 0 {
             return Err(RecordFault::BadField("seq"));
         }
-        if (self.kind == Kind::Put) != (self.version > 0) {
+        if self.kind.has_path() != (self.version > 0) {
             return Err(RecordFault::BadField("version"));
         }
         Ok(())

@@ -17,6 +17,7 @@ use crate::rules::Rule;
 use crate::superblock::Superblock;
 use crate::table;
 use crate::writer::{Writer, WriterOptions};
+use std::collections::HashMap;
 
 impl<D: Device> Writer<D> {
     /// Opens the store for writing. After a clean close this costs four small reads, the headers since the last Summary, one write
@@ -71,19 +72,22 @@ impl<D: Device> Writer<D> {
     /// Re-indexes what the log holds behind the replay position.
     fn roll_forward(&mut self, head: &Head) -> Result<()> {
         self.pages.accept_damaged(true);
-        let mut count = 0;
+        let mut window = Vec::new();
         while let Some((header, hash)) = next_header(&self.device, &self.superblock, &self.tail.cursor)? {
             if Rule::RecoveryChecksData.holds() && !is_whole(&self.device, &header)? {
                 break;
             }
-            let mut pages =
-                Pages { device: &self.device, superblock: &self.superblock, store: &mut self.pages };
-            pages.apply(&header)?;
             self.tail.advance(&header, hash, &self.superblock.geometry);
-            count += 1;
-            if count > WINDOW_RECORDS_MAX {
+            window.push(header);
+            if window.len() > WINDOW_RECORDS_MAX {
                 return Err(Error::Corrupt("the replay window does not end".to_owned()));
             }
+        }
+        let last: HashMap<&[u8], u64> = window.iter().map(|h| (h.meta.as_slice(), h.seq)).collect();
+        let mut pages = Pages { device: &self.device, superblock: &self.superblock, store: &mut self.pages };
+        for header in &window {
+            let is_superseded = last.get(header.meta.as_slice()).is_some_and(|seq| *seq > header.seq);
+            pages.apply_again(header, is_superseded)?;
         }
         self.check_end(head)?;
         // crash here: any subset of the pages may be lost or torn; the head still replays from the old place.

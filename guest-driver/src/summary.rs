@@ -71,6 +71,8 @@ pub struct Item {
     pub block: u64,
     /// Blocks.
     pub blocks: u32,
+    /// Put or Tombstone.
+    pub kind: Kind,
     /// The record replaces an older version of its path.
     pub is_replacement: bool,
     /// Path.
@@ -85,6 +87,7 @@ impl Item {
             seq: header.seq,
             block: header.block,
             blocks: header.blocks,
+            kind: header.kind,
             is_replacement: header.previous_version_seq != 0,
             path: header.meta.clone(),
         }
@@ -192,7 +195,7 @@ pub fn encode_items(items: &[Item]) -> Vec<u8> {
             seq: U64::new(item.seq),
             block: U64::new(item.block),
             blocks: U32::new(item.blocks),
-            kind: Kind::Put.number(),
+            kind: item.kind.number(),
             flags: u8::from(item.is_replacement),
             path_len: U16::new(u16::try_from(item.path.len()).unwrap_or(u16::MAX)),
         };
@@ -213,6 +216,7 @@ pub fn decode_items(mut bytes: &[u8]) -> Option<Vec<Item>> {
             seq: raw.seq.get(),
             block: raw.block.get(),
             blocks: raw.blocks.get(),
+            kind: Kind::from_number(raw.kind).filter(|kind| kind.has_path())?,
             is_replacement: raw.flags & 1 != 0,
             path: path.to_vec(),
         });
@@ -226,7 +230,15 @@ mod tests {
     use super::*;
 
     fn item(seq: u64, path: &str) -> Item {
-        Item { seq, block: 600 + seq, blocks: 1, is_replacement: seq > 1, path: path.as_bytes().to_vec() }
+        let kind = if seq == 3 { Kind::Tombstone } else { Kind::Put };
+        Item {
+            seq,
+            block: 600 + seq,
+            blocks: 1,
+            kind,
+            is_replacement: seq > 1,
+            path: path.as_bytes().to_vec(),
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::index::Entry;
 use crate::list::{read_summary, used_segments};
-use crate::log::{read_blocks, read_header, seal_link};
-use crate::path::ReceiptPath;
+use crate::log::{Cursor, read_blocks, read_header, seal_link};
+use crate::path::{PathHash, ReceiptPath};
 use crate::reader::Reader;
 use crate::record::{Header, Kind, RecordFault};
 use crate::superblock::Superblock;
@@ -47,11 +47,18 @@ struct Known {
     blocks: u32,
 }
 
+/// A receipt that the index did not know when the walk came by; a later record of its path may have removed it.
+struct Missing {
+    seq: u64,
+    block: u64,
+}
+
 struct Check<'a, D, F> {
     reader: &'a Reader<D>,
     superblock: &'a Superblock,
     end_seq: u64,
     totals: Totals,
+    missing: HashMap<PathHash, Missing>,
     report: F,
 }
 
@@ -60,6 +67,8 @@ struct Walk {
     block: u64,
     seq: u64,
     prev_hash: Option<[u8; 32]>,
+    /// The last record that verified.
+    last: Option<Header>,
 }
 
 /// Checks everything and calls `report` for each finding.
@@ -69,8 +78,14 @@ struct Walk {
 pub fn verify<D: Device>(reader: &Reader<D>, report: impl FnMut(Finding) -> Result<()>) -> Result<Totals> {
     let superblock = reader.superblock()?;
     let control = Control::read(reader.device(), superblock)?;
-    let mut check =
-        Check { reader, superblock, end_seq: control.head.published_seq, totals: Totals::default(), report };
+    let mut check = Check {
+        reader,
+        superblock,
+        end_seq: control.head.published_seq,
+        totals: Totals::default(),
+        missing: HashMap::new(),
+        report,
+    };
     if control.lease_page.is_damaged || control.head_page.is_damaged {
         check.found(None, "lease or head", "a slot is damaged")?;
     }
@@ -89,7 +104,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
     fn check_log(&mut self, control: &Control) -> Result<()> {
         let mut segments = used_segments(self.reader.device(), self.superblock)?;
         segments.sort_by_key(|(_, entry)| entry.first_seq);
-        let mut walk = Walk { block: 0, seq: 0, prev_hash: Some(self.superblock.genesis_hash()) };
+        let mut walk = Walk { block: 0, seq: 0, prev_hash: Some(self.superblock.genesis_hash()), last: None };
         for (segment, entry) in segments {
             if entry.first_seq > self.end_seq.max(1) {
                 continue; // opened since
@@ -106,6 +121,32 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
         if walk.seq < self.end_seq {
             let fact = format!("ends at sequence {}, published is {}", walk.seq, self.end_seq);
             self.found(None, "log", &fact)?;
+        }
+        self.report_missing(&walk)
+    }
+
+    /// What the index does not know and nothing has removed, also not since the check began.
+    fn report_missing(&mut self, walk: &Walk) -> Result<()> {
+        let geometry = &self.superblock.geometry;
+        if let (false, Some(last), Some(hash)) = (self.missing.is_empty(), &walk.last, walk.prev_hash) {
+            let mut cursor = Cursor::behind(last, hash, geometry);
+            while !self.missing.is_empty() && geometry.holds_record(cursor.block, 1) {
+                match read_header(self.reader.device(), cursor.block)? {
+                    Ok((header, hash)) if cursor.accepts(&header, geometry) => {
+                        if header.kind.has_path() {
+                            self.missing.remove(&self.superblock.path_hash(&header.meta));
+                        }
+                        cursor.step(&header, hash, geometry);
+                    }
+                    _ => break,
+                }
+            }
+        }
+        let mut missing: Vec<Missing> = std::mem::take(&mut self.missing).into_values().collect();
+        missing.sort_by_key(|missing| missing.seq);
+        for Missing { block, .. } in missing {
+            let path = read_header(self.reader.device(), block)?.ok().map(|(header, _)| header.meta);
+            self.found(path.as_deref(), &format!("block {block}"), "the index does not know it")?;
         }
         Ok(())
     }
@@ -133,6 +174,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
                     self.check_record(&header, walk)?;
                     walk.seq = header.seq;
                     walk.prev_hash = Some(hash);
+                    walk.last = Some(header.clone());
                     walk.block = block + u64::from(header.blocks);
                     if header.kind == Kind::Seal && seal_link(&header, geometry).is_some() {
                         return Ok(());
@@ -162,7 +204,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
 
     fn check_record(&mut self, header: &Header, walk: &Walk) -> Result<()> {
         let place = format!("block {}", header.block);
-        let path = (header.kind == Kind::Put).then_some(header.meta.as_slice());
+        let path = header.kind.has_path().then_some(header.meta.as_slice());
         self.totals.records += 1;
         if header.seq != walk.seq + 1 {
             self.found(path, &place, &format!("sequence {} follows {}", header.seq, walk.seq))?;
@@ -175,25 +217,31 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
             Ok(data) => self.totals.data_bytes += data.len() as u64,
             Err(fault) => return self.found(path, &place, &fault.to_string()),
         }
-        if header.kind == Kind::Put {
+        if header.kind.has_path() {
             self.check_is_indexed(header)?;
         }
         Ok(())
     }
 
-    /// A record is in the index unless a newer version of its path is.
+    /// A receipt is in the index unless a newer version of its path is, or it was removed; a removed one is not.
     fn check_is_indexed(&mut self, header: &Header) -> Result<()> {
         let hash = self.superblock.path_hash(&header.meta);
         let place = format!("block {}", header.block);
         match self.reader.search_buckets(self.superblock, hash) {
             Ok(found) => {
+                self.missing.remove(&hash);
+                let is_removed = |entry: &Entry| entry.seq == header.previous_version_seq;
                 if found.is_damaged {
-                    self.found(Some(&header.meta), &place, "its index page has a damaged slot")
-                } else if found.entries.iter().all(|(_, entry)| entry.seq < header.seq) {
-                    self.found(Some(&header.meta), &place, "the index does not know it")
-                } else {
-                    Ok(())
+                    return self.found(Some(&header.meta), &place, "its index page has a damaged slot");
                 }
+                if header.kind == Kind::Tombstone && found.entries.iter().any(|(_, e)| is_removed(e)) {
+                    return self.found(Some(&header.meta), &place, "removed, but still in the index");
+                }
+                let is_known = found.entries.iter().any(|(_, entry)| entry.seq >= header.seq);
+                if header.kind == Kind::Put && !is_known {
+                    self.missing.insert(hash, Missing { seq: header.seq, block: header.block });
+                }
+                Ok(())
             }
             Err(Error::Corrupt(fact)) => self.found(Some(&header.meta), &place, &fact),
             Err(error) => Err(error),
@@ -301,8 +349,8 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
         let Ok((header, _)) = read_header(self.reader.device(), entry.block)? else {
             return Ok(());
         };
-        let is_named =
-            (header.seq, header.generation, header.blocks) == (entry.seq, entry.generation, entry.blocks);
+        let is_named = header.kind == Kind::Put
+            && (header.seq, header.generation, header.blocks) == (entry.seq, entry.generation, entry.blocks);
         if !is_named || self.superblock.path_hash(&header.meta).tag != entry.tag {
             let fact =
                 format!("the entry for sequence {} at block {} names another record", entry.seq, entry.block);

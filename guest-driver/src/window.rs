@@ -12,14 +12,15 @@ use crate::path::ReceiptPath;
 use crate::record::Kind;
 use crate::rules::Rule;
 use crate::superblock::Superblock;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 /// Headers of the window that were read so far.
 #[derive(Debug, Default)]
 pub struct Window {
     head: Option<(u64, u32)>,
     cursor: Option<Cursor>,
-    paths: HashSet<Vec<u8>>,
+    /// Whether the last record of a path in the window is a receipt; otherwise it removes the path.
+    paths: HashMap<Vec<u8>, bool>,
 }
 
 impl Window {
@@ -51,8 +52,8 @@ impl Window {
             }
             match read_header(device, cursor.block)? {
                 Ok((header, hash)) if cursor.accepts(&header, geometry) => {
-                    if header.kind == Kind::Put {
-                        self.paths.insert(header.meta.clone());
+                    if header.kind.has_path() {
+                        self.paths.insert(header.meta.clone(), header.kind == Kind::Put);
                     }
                     cursor.step(&header, hash, geometry);
                 }
@@ -65,17 +66,17 @@ impl Window {
         Err(Error::Corrupt("the replay window does not end".to_owned()))
     }
 
-    /// Whether a record of `path` is in the window.
+    /// Whether the window ends with a receipt under `path`.
     #[must_use]
     pub fn holds(&self, path: &ReceiptPath) -> bool {
-        self.paths.contains(path.as_str().as_bytes())
+        self.paths.get(path.as_str().as_bytes()).copied().unwrap_or_default()
     }
 
     /// Whether the commits in the window may have torn one of `pages`.
     #[must_use]
     pub fn explains(&self, superblock: &Superblock, pages: &[u64]) -> bool {
         let geometry = &superblock.geometry;
-        self.paths.iter().any(|path| {
+        self.paths.keys().any(|path| {
             let hash = superblock.path_hash(path);
             geometry.regions.iter().any(|region| {
                 let mut page_no = geometry.home_page(region, hash.bucket);

@@ -41,12 +41,31 @@ impl<'a> Put<'a> {
     }
 }
 
-/// An acknowledged receipt: durable, and every reader finds it.
+/// One change of the store.
+#[derive(Clone, Debug)]
+pub enum Change<'a> {
+    /// Stores a receipt.
+    Put(Put<'a>),
+    /// Removes a path: it is "not found" from then on and may be stored anew, as version 1. The log keeps the bytes, and locators
+    /// still find them.
+    Remove(&'a ReceiptPath),
+}
+
+impl Change<'_> {
+    fn data_len(&self) -> u64 {
+        match self {
+            Self::Put(put) => put.data.len() as u64,
+            Self::Remove(_) => 0,
+        }
+    }
+}
+
+/// An acknowledged change: durable, and every reader sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Where it lies.
+    /// Where the record lies: the receipt, or the Tombstone of a removal (which no get takes).
     pub locator: Locator,
-    /// Version of the path, from 1.
+    /// Version of the path that was stored or removed, from 1.
     pub version: u16,
     /// False when the same data was stored under this path before.
     pub is_new: bool,
@@ -109,20 +128,44 @@ impl<D: Device> Writer<D> {
         results.pop().unwrap_or(Err(Error::WriterStopped))
     }
 
-    /// Stores a batch with one sequential write (two where a segment ends) and one flush. Each put has its own answer;
+    /// Removes one path: a group commit of one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when nothing is stored there; as [`Writer::commit`].
+    pub fn remove(&mut self, path: &ReceiptPath) -> Result<Stored> {
+        let mut results = self.commit_changes(&[Change::Remove(path)])?;
+        results.pop().unwrap_or(Err(Error::WriterStopped))
+    }
+
+    /// Stores a batch: [`Writer::commit_changes`] of puts alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn commit(&mut self, puts: &[Put<'_>]) -> Result<Vec<Result<Stored>>> {
+        let changes: Vec<Change<'_>> = puts.iter().cloned().map(Change::Put).collect();
+        self.commit_changes(&changes)
+    }
+
+    /// Makes a batch of changes, in their order, with one sequential write (two where a segment ends) and one flush. Each has its own answer;
     /// an `Ok` among them is durable and visible when this returns.
     ///
     /// # Errors
     /// [`Error::Usage`] for a batch over the limits; a device error or [`Error::Fenced`]: nothing of the batch is
     /// acknowledged and the writer has stopped.
-    pub fn commit(&mut self, puts: &[Put<'_>]) -> Result<Vec<Result<Stored>>> {
+    pub fn commit_changes(&mut self, changes: &[Change<'_>]) -> Result<Vec<Result<Stored>>> {
         if self.is_stopped {
             return Err(Error::WriterStopped);
         }
-        check_limits(puts)?;
+        check_limits(changes)?;
         self.pages.shrink();
         let mut batch = Batch::new(self.tail.clone(), self.lease.epoch, self.now_ms());
-        let results = puts.iter().map(|put| self.plan(&mut batch, put)).collect();
+        let results = changes
+            .iter()
+            .map(|change| match change {
+                Change::Put(put) => self.plan(&mut batch, put),
+                Change::Remove(path) => self.plan_removal(&mut batch, path),
+            })
+            .collect();
         if batch.headers.is_empty() {
             return Ok(results);
         }
@@ -224,7 +267,7 @@ impl<D: Device> Writer<D> {
             let segment = self.superblock.geometry.segment_of(header.block);
             self.pages().table_entry(segment)?; // cached now: nothing below reads the device
         }
-        self.make_room(batch, put)?;
+        self.make_room(batch, put.path, put.data.len() as u64)?;
         let today = u32::try_from(batch_day(self.now_ms())).unwrap_or(u32::MAX);
         let draft = Draft {
             kind: Kind::Put,
@@ -236,12 +279,38 @@ impl<D: Device> Writer<D> {
             version,
             previous: previous.map_or((0, 0), |header| (header.block, header.seq)),
         };
+        self.append(batch, put.path, draft)
+    }
+
+    /// Plans one removal.
+    fn plan_removal(&mut self, batch: &mut Batch, path: &ReceiptPath) -> Result<Stored> {
+        let Some(previous) = self.newest_version(batch, path)? else {
+            return Err(Error::NotFound { path: path.to_string() });
+        };
+        let segment = self.superblock.geometry.segment_of(previous.block);
+        self.pages().table_entry(segment)?; // cached now: nothing below reads the device
+        self.make_room(batch, path, 0)?;
+        let draft = Draft {
+            kind: Kind::Tombstone,
+            meta: path.as_str().as_bytes().to_vec(),
+            data: &[],
+            data_hash: *blake3::hash(&[]).as_bytes(),
+            class: previous.class,
+            issued_day: 0,
+            version: previous.version,
+            previous: (previous.block, previous.seq),
+        };
+        self.append(batch, path, draft)
+    }
+
+    /// Adds a record that fits to the batch and stages what it changes.
+    fn append(&mut self, batch: &mut Batch, path: &ReceiptPath, draft: Draft<'_>) -> Result<Stored> {
         let header = batch.push(draft, &self.superblock.geometry);
         self.pages().apply(&header)?;
         if batch.tail.is_summary_due(&self.superblock.geometry) {
             batch.push_summary(&self.superblock.geometry);
         }
-        Ok(stored(put.path, &header, true))
+        Ok(stored(path, &header, true))
     }
 
     /// The header of the newest version of a path, of this batch or on disk.
@@ -265,15 +334,14 @@ impl<D: Device> Writer<D> {
     }
 
     /// Makes sure that the record fits with the Seal behind it; ends the segment where it does not.
-    fn make_room(&mut self, batch: &mut Batch, put: &Put<'_>) -> Result<()> {
+    fn make_room(&mut self, batch: &mut Batch, path: &ReceiptPath, data_len_bytes: u64) -> Result<()> {
         let geometry = self.superblock.geometry.clone();
-        let path_len = put.path.as_str().len();
-        let blocks = record_blocks(path_len, put.data.len() as u64);
+        let path_len = path.as_str().len();
+        let blocks = record_blocks(path_len, data_len_bytes);
         let limit_bytes = data_bytes_max(&geometry);
         let alone = blocks.saturating_add(list_blocks((ITEM_BYTES + path_len) as u64));
-        if put.data.len() as u64 > limit_bytes || alone > geometry.blocks_per_segment() {
-            let data_len_bytes = put.data.len() as u64;
-            return Err(Error::TooLarge { path: put.path.to_string(), data_len_bytes, limit_bytes });
+        if data_len_bytes > limit_bytes || alone > geometry.blocks_per_segment() {
+            return Err(Error::TooLarge { path: path.to_string(), data_len_bytes, limit_bytes });
         }
         let current = geometry.segment_of(batch.tail.cursor.block);
         self.pages().table_entry(current)?;
@@ -305,12 +373,12 @@ fn batch_day(ms: u64) -> u64 {
     ms / 86_400_000
 }
 
-fn check_limits(puts: &[Put<'_>]) -> Result<()> {
-    let bytes: u64 = puts.iter().map(|put| put.data.len() as u64).sum();
-    if puts.len() > BATCH_RECORDS_MAX || (puts.len() > 1 && bytes > BATCH_BYTES_MAX) {
+fn check_limits(changes: &[Change<'_>]) -> Result<()> {
+    let bytes: u64 = changes.iter().map(Change::data_len).sum();
+    if changes.len() > BATCH_RECORDS_MAX || (changes.len() > 1 && bytes > BATCH_BYTES_MAX) {
         return Err(Error::Usage(format!(
-            "a group commit takes {BATCH_RECORDS_MAX} receipts and {BATCH_BYTES_MAX} bytes, this one has {} and {bytes}",
-            puts.len()
+            "a group commit takes {BATCH_RECORDS_MAX} changes and {BATCH_BYTES_MAX} bytes, this one has {} and {bytes}",
+            changes.len()
         )));
     }
     Ok(())

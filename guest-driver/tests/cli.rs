@@ -112,6 +112,32 @@ fn versions() {
 }
 
 #[test]
+fn rm_hides_a_path_and_keeps_its_locator() {
+    let store = Store::new();
+    let (one, two) = (store.file("1", b"one"), store.file("2", b"two"));
+    let locator = store.ok(&["put", "a", &one, "--locator"]);
+    store.ok(&["put", "b", &one]);
+    let output = store.run(&["rm", "/a", "never"]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(3), "a\n"));
+    assert!(text(&output.stderr).contains("never: not found"));
+    store.fails(&["get", "a"], 3);
+    store.fails(&["stat", "a"], 3);
+    store.fails(&["rm", "a"], 3);
+    store.fails(&["rm"], 2);
+    store.fails(&["rm", "../a"], 2);
+    assert_eq!(store.ok(&["get", locator.trim()]), "one");
+    assert_eq!(store.ok(&["ls"]), "b\n");
+    let line: serde_json::Value = serde_json::from_str(&store.ok(&["rm", "b", "--json"])).unwrap();
+    assert_eq!((line["path"].as_str(), line["version"].as_u64()), (Some("b"), Some(1)));
+    store.ok(&["put", "a", &two]);
+    assert_eq!(store.ok(&["get", "a"]), "two");
+    store.ok(&["verify"]);
+    let held = receipt_store::RawDevice::open_writer(&store.path("disk")).unwrap();
+    store.fails(&["rm", "a"], 7);
+    drop(held);
+}
+
+#[test]
 fn batches_of_a_folder_and_of_a_list() {
     let store = Store::new();
     for number in 0..300_u32 {

@@ -75,6 +75,12 @@ pub enum Command {
         #[arg(long, value_name = "DIR", requires = "batch")]
         to: Option<PathBuf>,
     },
+    /// Remove paths; each is printed as soon as its removal is durable. The log keeps the bytes.
+    Rm {
+        /// Paths.
+        #[arg(required = true)]
+        paths: Vec<String>,
+    },
     /// Say what is known about a receipt.
     Stat {
         /// Path.

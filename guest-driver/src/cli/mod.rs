@@ -4,6 +4,7 @@ pub mod args;
 mod get;
 mod put;
 mod queue;
+mod remove;
 mod show;
 pub mod size;
 
@@ -26,6 +27,7 @@ fn dispatch(args: &Args) -> Result<u8> {
         Command::Format { segment_size, force } => format(args, *segment_size, *force),
         Command::Put { .. } => put::run(args),
         Command::Get { .. } => get::run(args),
+        Command::Rm { paths } => remove::run(args, paths),
         Command::Stat { path } => show::stat(args, path),
         Command::Ls { prefix } => show::list(args, prefix),
         Command::Info => show::info(args),

@@ -36,7 +36,6 @@ const ROWS: &[Row] = &[
     (&[Rule::SealRoom], 100),
     (&[Rule::SummaryComplete], 100),
     (&[Rule::Fenced], 100),
-    (&[Rule::LiveIsHint], 400),
 ];
 
 /// Tests that also notice, by name.
