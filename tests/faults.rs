@@ -250,3 +250,57 @@ fn c7_everything_that_waits_for_a_failing_sync_fails() {
     assert_eq!(status_of(&mut b, &Request::read(0, 8192)), status::IOERR);
     assert_eq!(status_of(&mut b, &Request::read(64, SECTOR * 8)), status::OK);
 }
+
+#[test]
+fn c5_durable_read_after_a_kill_is_durable() {
+    let conf = |serve: Serve| serve.rw("a").guest("b", "access=ro,reads=durable");
+    let mut stand = FaultStand::serve(conf);
+    assert_eq!(status_of(&mut stand.guest("a", 1), &write(0, 1)), status::OK);
+    stand.backend().proc().signal(Signal::KILL);
+    stand.backend().proc().wait();
+    stand.start_again(conf);
+    let read = stand.guest("b", 1).request(&Request::read(0, 8192));
+    assert_eq!(read.status, status::OK);
+    assert!(stand.disk().durable(0, 8192) == read.data);
+}
+
+#[test]
+fn c5_durable_read_of_a_poisoned_image_after_a_restart_is_refused() {
+    let conf = |serve: Serve| serve.rw("a").guest("b", "access=ro,reads=durable");
+    let mut stand = FaultStand::serve(conf);
+    let mut a = stand.guest("a", 1);
+    assert_eq!(status_of(&mut a, &write(0, 1)), status::OK);
+    stand.disk().fail(DiskOp::Sync, 0..u64::MAX, libc::EIO);
+    assert_eq!(status_of(&mut a, &Request::flush()), status::IOERR);
+    assert_eq!(status_of(&mut stand.guest("b", 1), &Request::read(0, 8192)), status::IOERR);
+    drop(a);
+    stand.backend().terminate();
+    stand.start_again(conf);
+    let read = stand.guest("b", 1).request(&Request::read(0, 8192));
+    assert!(read.status == status::IOERR || stand.disk().durable(0, 8192) == read.data);
+}
+
+#[test]
+fn c6_status_tells_the_truth_after_a_failed_takeover() {
+    let stand = FaultStand::serve(|s| s.rw("a").guest("b", "access=standby"));
+    let mut a = stand.guest("a", 1);
+    assert_eq!(status_of(&mut a, &write(0, 1)), status::OK);
+    stand.disk().fail(DiskOp::Sync, 0..u64::MAX, libc::EIO);
+    stand.ctl().run(&["takeover", "b"]).unwrap_err();
+    stand.disk().heal();
+    stand.ctl().ok(&["clear-poison"]);
+    let said = stand.ctl().guest("a");
+    let may = status_of(&mut a, &write(0, 2)) == status::OK;
+    assert_eq!(may, said["access"] == "rw" && said["fenced"] == false, "{said}, may write: {may}");
+}
+
+#[test]
+fn c6_poisoned_image_can_be_fenced() {
+    let stand = FaultStand::serve(|s| s.rw("a").guest("b", "access=standby"));
+    let mut a = stand.guest("a", 1);
+    assert_eq!(status_of(&mut a, &write(0, 1)), status::OK);
+    stand.disk().fail(DiskOp::Sync, 0..u64::MAX, libc::EIO);
+    assert_eq!(status_of(&mut a, &Request::flush()), status::IOERR);
+    let _ = stand.ctl().run(&["fence", "a"]);
+    assert_eq!(stand.ctl().guest("a")["fenced"], true);
+}

@@ -42,9 +42,12 @@ pub struct Disk {
 impl Disk {
     /// The disk on `image`. With `unmap` a discard gives space back; with `track_dirty` reads can be
     /// told which sync they have to wait for; `recorder` is told of every change.
+    ///
+    /// All of it counts as not synced at first: a process before this one may have been killed.
     #[must_use]
     pub fn new(image: Image, unmap: bool, track_dirty: bool, recorder: Option<Recorder>) -> Self {
-        Self {
+        let whole = ByteRange { start: 0, end: image.capacity_bytes };
+        let disk = Self {
             image,
             unmap,
             poisoned: AtomicBool::new(false),
@@ -54,7 +57,9 @@ impl Disk {
             dirty: track_dirty.then(|| Mutex::new(DirtyMap::new(MAX_DIRTY_RANGES))),
             recorder: recorder.map(Mutex::new),
             syncs: AtomicU64::new(0),
-        }
+        };
+        disk.give_sequence(whole);
+        disk
     }
 
     /// The image: its size, alignment and cache mode.

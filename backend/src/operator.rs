@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! 1. Unless several writers are allowed, at most one guest may write at any moment.
-//! 2. Taking a right away takes effect at once and is answered only when the writes accepted before have
-//!    ended and a sync is done. Giving one takes effect only after the state file has it.
+//! 2. Taking a right away takes effect at once, is kept, and is answered only when the writes accepted before have
+//!    ended and a sync is done; it holds also when that sync fails. Giving one takes effect only after the state
+//!    file has it.
 
 use std::io;
 use std::sync::mpsc;
@@ -29,7 +30,7 @@ pub enum OperatorError {
     ReadOnlyGuest(String),
     #[error("guest {name} may not write next to {writer}; fence that first, or use takeover")]
     AnotherWriter { name: String, writer: String },
-    #[error("the image cannot be synced: {0}")]
+    #[error("the image cannot be synced: {0}; writes stay refused")]
     Sync(io::Error),
     #[error(
         "the state file {path} cannot be written: {error}; nothing has changed but that writes are refused"
@@ -128,11 +129,12 @@ impl Operator {
     pub fn fence(&self, name: &str) -> Result<(), OperatorError> {
         let index = self.writable_guest(name)?;
         let _command = self.begin_command();
-        self.take_rights(&[index])?;
+        self.take_rights(&[index]);
         let fresh = Standing { fenced: true, ..self.standing(index) };
         self.save(|state| {
             state.guests.insert(name.to_owned(), fresh);
-        })
+        })?;
+        self.sync()
     }
 
     /// Ends a fence.
@@ -163,13 +165,16 @@ impl Operator {
         let others: Vec<usize> = (0..self.guests.len())
             .filter(|&at| at != index && self.standing(at).access.may_write())
             .collect();
-        self.take_rights(&others)?;
-        let fresh = Standing { access: Role::ReadWrite, fenced: false };
+        self.take_rights(&others);
         self.save(|state| {
             for &at in &others {
                 let old = Standing { access: Role::Standby, fenced: false };
                 state.guests.insert(self.guests[at].name.clone(), old);
             }
+        })?;
+        self.sync()?;
+        let fresh = Standing { access: Role::ReadWrite, fenced: false };
+        self.save(|state| {
             state.guests.insert(name.to_owned(), fresh);
         })?;
         self.give_rights(index, fresh);
@@ -212,13 +217,17 @@ impl Operator {
         })
     }
 
-    /// Refuses these guests' writes, waits for those accepted before, and syncs them.
-    fn take_rights(&self, indices: &[usize]) -> Result<(), OperatorError> {
+    /// Refuses these guests' writes and waits for those accepted before.
+    fn take_rights(&self, indices: &[usize]) {
         let answers: Vec<_> = indices.iter().map(|&index| self.set_may_write(index, false)).collect();
         for answer in answers {
             // A worker that is gone has no writes left.
             let _ = answer.recv();
         }
+    }
+
+    /// Makes durable what was accepted.
+    fn sync(&self) -> Result<(), OperatorError> {
         let synced = self.shared.disk.sync();
         if self.shared.disk.take_poison_news() {
             self.note_poisoned();

@@ -66,6 +66,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
 
     let operator = Operator::new(Arc::clone(&shared), configured, config.multi_writer, state_file, state);
     let operator = Arc::new(operator);
+    sync_before_first_read(&shared, &operator);
     let syncer = start_syncer(&operator, &shared)?;
     let workers = start_workers(config, &shared, &operator, engines)?;
     let control = Control {
@@ -145,6 +146,13 @@ fn make_engines(config: &Config) -> Result<Vec<Engine>, StartError> {
         engines.push(Engine::Sync(SyncEngine::default()));
     }
     Ok(engines)
+}
+
+/// What a killed process before this one had written becomes durable before anybody reads it.
+fn sync_before_first_read(shared: &Shared, operator: &Operator) {
+    if !shared.disk.is_poisoned() && shared.disk.sync().is_err() && shared.disk.take_poison_news() {
+        operator.note_poisoned();
+    }
 }
 
 fn configured(config: &Config) -> Vec<Configured> {
