@@ -194,6 +194,14 @@ pub enum Error {
         /// Sequence of the record that is there.
         seq: u64,
     },
+    /// What the process that holds the writer answered.
+    #[error("{text}")]
+    Remote {
+        /// Its words.
+        text: String,
+        /// Its exit code.
+        exit_code: u8,
+    },
     /// A path has all the versions that the format can count.
     #[error("{path}: has 65535 versions, no more fit")]
     TooManyVersions {
@@ -216,6 +224,7 @@ impl Error {
             | Self::UnknownFeature { .. }
             | Self::WriterStopped => 1,
             Self::Usage(_) | Self::BadPath { .. } | Self::TooLarge { .. } | Self::BadGeometry(_) => 2,
+            Self::Remote { exit_code, .. } => *exit_code,
             Self::NotFound { .. } => 3,
             Self::Pending { .. } => 4,
             Self::CorruptReceipt { .. } | Self::Corrupt(_) | Self::CorruptLog { .. } => 5,

@@ -187,6 +187,62 @@ fn follow_prints_changes_as_they_come_and_resumes() {
 }
 
 #[test]
+fn commands_go_through_the_running_writer_and_answer_alike() {
+    use std::io::{BufRead, BufReader};
+    let store = Store::new();
+    let socket = store.path("sock");
+    let socket = socket.to_str().unwrap();
+    let (one, two) = (store.file("1", b"one"), store.file("2", b"two"));
+    let mut server = store.command(&["serve", "--socket", socket]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    assert_eq!(ready.trim(), socket);
+    assert!(store.fails(&["put", "a", &one, "--socket", "/no/such/socket"], 7).contains("busy"));
+    assert!(store.fails(&["serve", "--socket", socket], 7).contains("busy"));
+    let large = store.file("large", &vec![1; (32 << 20) + 1]);
+    let twice = |store: &Store, more: &[&str]| {
+        let run = |args: &[&str]| {
+            let output = store.run(&[args, more].concat());
+            (output.status.code(), text(&output.stdout), text(&output.stderr))
+        };
+        vec![
+            run(&["put", "a", &one, "--locator"]),
+            run(&["put", "a", &one, "--json"]),
+            run(&["put", "a", &two]),
+            run(&["put", "a", &two, "--json"]),
+            run(&["put", "a", &two, "--new-version", "--json"]),
+            run(&["put", "large", &large]),
+            run(&["rm", "a", "never"]),
+            run(&["rm", "a", "--json"]),
+            run(&["put", "a", &two]),
+        ]
+    };
+    let through = twice(&store, &["--socket", socket]);
+    let own = twice(&Store::new(), &[]);
+    assert_eq!(through, own);
+    let other = Store::new();
+    let _held = receipt_store::RawDevice::open_writer(&other.path("disk")).unwrap();
+    assert!(other.fails(&["put", "a", &one, "--socket", socket], 7).contains("another store"));
+    for number in 0..600_u32 {
+        store.file(&format!("in/{number}"), &number.to_le_bytes().repeat(3000));
+    }
+    let input = store.path("in");
+    let args = ["put", "--batch", input.to_str().unwrap(), "--prefix", "x/", "--socket", socket];
+    assert_eq!(store.ok(&args).lines().count(), 600);
+    let mut garbage = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    garbage.write_all(&[0xff; 100]).unwrap();
+    assert_eq!(store.ok(&["get", "a"]), "two");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&server), rustix::process::Signal::TERM)
+        .unwrap();
+    assert!(server.wait().unwrap().success());
+    assert!(!Path::new(socket).exists());
+    let info: serde_json::Value = serde_json::from_str(&store.ok(&["info", "--json"])).unwrap();
+    assert_eq!(info["writer_is_open"], false, "it closed the store");
+    store.ok(&["verify"]);
+    store.ok(&["put", "own", &one, "--socket", socket]);
+}
+
+#[test]
 fn batches_of_a_folder_and_of_a_list() {
     let store = Store::new();
     for number in 0..300_u32 {

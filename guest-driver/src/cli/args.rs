@@ -19,6 +19,9 @@ pub struct Args {
     /// Wait this long for another writing process, or for a pending receipt.
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 0)]
     pub wait: u64,
+    /// Socket of `receipt serve`; put and rm go through it when the device is busy.
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/receipt.sock")]
+    pub socket: PathBuf,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -74,6 +77,18 @@ pub enum Command {
         /// Folder for the receipts of the list, each under its path.
         #[arg(long, value_name = "DIR", requires = "batch")]
         to: Option<PathBuf>,
+    },
+    /// Hold the writer and make the changes of other put and rm commands; prints its socket when it is ready, ends on SIGTERM.
+    Serve {
+        /// Most changes in a group commit.
+        #[arg(long, value_name = "N", default_value_t = 256)]
+        batch_records: usize,
+        /// Most bytes of data in a group commit.
+        #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = super::size::parse)]
+        batch_bytes: u64,
+        /// Wait this long for more changes before each group commit.
+        #[arg(long, value_name = "MS", default_value_t = 0)]
+        batch_wait_ms: u64,
     },
     /// Remove paths; each is printed as soon as its removal is durable. The log keeps the bytes.
     Rm {

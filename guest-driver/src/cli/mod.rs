@@ -7,12 +7,15 @@ mod progress;
 mod put;
 mod queue;
 mod remove;
+mod serve;
 mod show;
+mod sink;
 pub mod size;
+mod wire;
 
 use args::{Args, Command};
 use progress::Progress;
-use receipt_store::{Error, FormatOptions, RawDevice, Reader, Result, Writer, WriterOptions};
+use receipt_store::{CommitLimits, Error, FormatOptions, RawDevice, Reader, Result, WriterOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -30,6 +33,10 @@ fn dispatch(args: &Args) -> Result<u8> {
         Command::Format { segment_size, force } => format(args, *segment_size, *force),
         Command::Put { .. } => put::run(args),
         Command::Get { .. } => get::run(args),
+        Command::Serve { batch_records, batch_bytes, batch_wait_ms } => {
+            let wait = Duration::from_millis(*batch_wait_ms);
+            serve::run(args, CommitLimits { records: *batch_records, bytes: *batch_bytes, wait })
+        }
         Command::Rm { paths } => remove::run(args, paths),
         Command::Stat { path } => show::stat(args, path),
         Command::Ls { prefix } => show::list(args, prefix),
@@ -111,11 +118,10 @@ fn open_writing_device(args: &Args) -> Result<(RawDevice, String)> {
     }
 }
 
-fn open_writer(args: &Args) -> Result<Writer<RawDevice>> {
-    let (device, name) = open_writing_device(args)?;
+fn writer_options(name: String) -> WriterOptions {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let guest_name = host.trim().to_owned();
-    Writer::open(device, &WriterOptions { name, guest_name, ..WriterOptions::default() })
+    WriterOptions { name, guest_name, ..WriterOptions::default() }
 }
 
 fn format(args: &Args, segment_bytes: Option<u64>, force: bool) -> Result<u8> {

@@ -1,10 +1,12 @@
 //! `receipt put`.
 
 use super::args::{Args, Command};
-use super::queue::{Item, Queue};
-use super::{complain, file_error, open_writer, say};
+use super::progress::Progress;
+use super::queue::Queue;
+use super::sink::Sink;
+use super::{complain, file_error, say};
 use receipt_store::layout::DATA_BYTES_MAX;
-use receipt_store::{Error, Put, RawDevice, ReceiptPath, Result, Stored, Writer};
+use receipt_store::{Error, OwnedChange, ReceiptPath, Result, Stored};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -28,8 +30,9 @@ pub fn run(args: &Args) -> Result<u8> {
     };
     let path = ReceiptPath::new(path)?;
     let data = read_input(file)?;
-    let mut writer = open_writer(args)?;
-    let result = writer.put(&Put { is_new_version: *new_version, ..Put::new(&path, &data) });
+    let mut writer = Sink::open(args)?;
+    let changes = [OwnedChange::Put { path, data, is_new_version: *new_version }];
+    let result = writer.commit(&changes).and_then(|mut all| all.pop().unwrap_or(Err(Error::WriterStopped)));
     let answer = report(&options, result);
     let closed = writer.close();
     match answer {
@@ -63,11 +66,11 @@ fn put_batch(options: &Options<'_>, source: &Path, prefix: &str) -> Result<u8> {
     if source != Path::new("-") && !source.exists() {
         return Err(file_error(source, std::io::ErrorKind::NotFound.into()));
     }
-    let mut writer = open_writer(options.args)?;
+    let mut writer = Sink::open(options.args)?;
     let queue = Queue::default();
     let (produced, committed) = std::thread::scope(|scope| {
         let producer = scope.spawn(|| {
-            let code = produce(options.args, source, prefix, &queue);
+            let code = produce(options, source, prefix, &queue);
             queue.close();
             code
         });
@@ -81,35 +84,38 @@ fn put_batch(options: &Options<'_>, source: &Path, prefix: &str) -> Result<u8> {
     Ok(if code == 0 { produced? } else { code })
 }
 
-fn commit_all(options: &Options<'_>, writer: &mut Writer<RawDevice>, queue: &Queue) -> Result<u8> {
+fn commit_all(options: &Options<'_>, writer: &mut Sink, queue: &Queue) -> Result<u8> {
     let mut first_code = 0;
+    let mut progress = Progress::new("receipts");
+    let mut done = 0;
     loop {
         let batch = queue.take_batch();
         if batch.is_empty() {
             return Ok(first_code);
         }
-        let puts: Vec<Put<'_>> = batch
-            .iter()
-            .map(|item| Put { is_new_version: options.is_new_version, ..Put::new(&item.path, &item.data) })
-            .collect();
-        for result in writer.commit(&puts)? {
+        done += batch.len() as u64;
+        for result in writer.commit(&batch)? {
             let code = report(options, result)?;
             first_code = if first_code == 0 { code } else { first_code };
         }
+        progress.show(done, None);
     }
 }
 
 /// Reads the files of a folder or list into the queue; a bad one is named and the rest goes on.
-fn produce(args: &Args, source: &Path, prefix: &str, queue: &Queue) -> Result<u8> {
+fn produce(options: &Options<'_>, source: &Path, prefix: &str, queue: &Queue) -> Result<u8> {
     let mut first_code = 0;
     let mut offer = |path: Result<String>, file: &Path| {
         let item = path
             .and_then(|path| ReceiptPath::new(&(prefix.to_owned() + path.trim_start_matches('/'))))
-            .and_then(|path| Ok(Item { path, data: read_input(file)? }));
+            .and_then(|path| {
+                let data = read_input(file)?;
+                Ok(OwnedChange::Put { path, data, is_new_version: options.is_new_version })
+            });
         match item {
             Ok(item) => queue.push(item),
             Err(error) => {
-                let code = complain(args, &error);
+                let code = complain(options.args, &error);
                 first_code = if first_code == 0 { code } else { first_code };
                 true
             }

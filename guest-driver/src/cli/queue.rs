@@ -1,24 +1,18 @@
 //! Files on their way into group commits: one thread reads them, one commits what has come meanwhile.
 //!
-//! Invariant: at most [`BATCH_BYTES_MAX`] bytes wait, or one larger file.
+//! Invariant: at most [`BYTES_MAX`] bytes wait, or one larger file; a commit takes as much, so that memory stays small.
 
-use receipt_store::ReceiptPath;
-use receipt_store::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
+use receipt_store::OwnedChange;
+use receipt_store::layout::BATCH_RECORDS_MAX;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// A receipt to store.
-#[derive(Debug)]
-pub struct Item {
-    /// Path.
-    pub path: ReceiptPath,
-    /// Bytes.
-    pub data: Vec<u8>,
-}
+/// Most bytes that wait, and most in a group commit.
+const BYTES_MAX: u64 = 4 << 20;
 
 #[derive(Debug, Default)]
 struct State {
-    items: VecDeque<Item>,
+    items: VecDeque<OwnedChange>,
     bytes: u64,
     is_closed: bool,
 }
@@ -32,10 +26,10 @@ pub struct Queue {
 
 impl Queue {
     /// Adds an item, waiting for room; false when the consumer has given up.
-    pub fn push(&self, item: Item) -> bool {
-        let len = item.data.len() as u64;
+    pub fn push(&self, item: OwnedChange) -> bool {
+        let len = item.data_len();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while !state.is_closed && !state.items.is_empty() && state.bytes + len > BATCH_BYTES_MAX {
+        while !state.is_closed && !state.items.is_empty() && state.bytes + len > BYTES_MAX {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if !state.is_closed {
@@ -53,16 +47,16 @@ impl Queue {
     }
 
     /// Waits for an item and takes all that fit into one group commit; empty = closed and drained.
-    pub fn take_batch(&self) -> Vec<Item> {
+    pub fn take_batch(&self) -> Vec<OwnedChange> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while state.items.is_empty() && !state.is_closed {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let mut batch: Vec<Item> = Vec::new();
+        let mut batch: Vec<OwnedChange> = Vec::new();
         let mut bytes = 0;
         while let Some(item) = state.items.front() {
-            let len = item.data.len() as u64;
-            if !batch.is_empty() && (bytes + len > BATCH_BYTES_MAX || batch.len() == BATCH_RECORDS_MAX) {
+            let len = item.data_len();
+            if !batch.is_empty() && (bytes + len > BYTES_MAX || batch.len() == BATCH_RECORDS_MAX) {
                 break;
             }
             bytes += len;

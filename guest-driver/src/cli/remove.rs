@@ -1,18 +1,20 @@
 //! `receipt rm`.
 
 use super::args::Args;
-use super::{complain, open_writer, say};
+use super::sink::Sink;
+use super::{complain, say};
 use receipt_store::layout::BATCH_RECORDS_MAX;
-use receipt_store::{Change, ReceiptPath, Result};
+use receipt_store::{OwnedChange, ReceiptPath, Result};
 
 /// Removes the paths, up to 256 of them with one flush; what cannot be removed is named and the rest goes on.
 pub fn run(args: &Args, paths: &[String]) -> Result<u8> {
     let paths: Vec<ReceiptPath> = paths.iter().map(|path| ReceiptPath::new(path)).collect::<Result<_>>()?;
-    let mut writer = open_writer(args)?;
+    let mut writer = Sink::open(args)?;
     let mut first_code = 0;
     for chunk in paths.chunks(BATCH_RECORDS_MAX) {
-        let changes: Vec<Change<'_>> = chunk.iter().map(Change::Remove).collect();
-        for answer in writer.commit_changes(&changes)? {
+        let changes: Vec<OwnedChange> =
+            chunk.iter().map(|path| OwnedChange::Remove { path: path.clone() }).collect();
+        for answer in writer.commit(&changes)? {
             match answer {
                 Ok(removed) if args.json => {
                     let locator = &removed.locator;
