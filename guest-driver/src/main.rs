@@ -6,7 +6,17 @@ mod cli;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// Makes glibc give the memory of each receipt back at once: `put --batch` needs a third of the memory for it.
+fn return_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
+    }
+}
+
 fn main() -> ExitCode {
+    return_freed_memory();
     let args = match cli::args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
