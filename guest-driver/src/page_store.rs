@@ -5,7 +5,7 @@
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::layout::{BLOCK_BYTES, CACHED_PAGES_MAX, page_offset};
+use crate::layout::{BLOCK_BYTES, CACHED_PAGES_MAX, PAGE_TABLE, page_offset};
 use crate::page::{Page, PageId, PageKind, encode_slot, read_page};
 use crate::rules::Rule;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -143,11 +143,11 @@ impl PageStore {
         self.staged.iter().map(|(page_no, (kind, page))| (*page_no, *kind, page))
     }
 
-    /// Forgets clean pages when there are too many.
+    /// Forgets clean pages when there are too many; never lease and head, whose versions say that no other writer came.
     pub fn shrink(&mut self) {
         assert!(self.staged.is_empty(), "shrinking between commits only");
         if self.pages.len() > CACHED_PAGES_MAX {
-            self.pages.clear();
+            self.pages.retain(|page_no, _| *page_no < PAGE_TABLE);
         }
     }
 }
