@@ -1,5 +1,7 @@
 //! How many device reads a get and an opening cost, counted from ten receipts to a million (a million where `CI` is set).
 
+#![allow(clippy::unwrap_used)] // a failed step of a test may panic anywhere
+
 use receipt_store::device::{DeviceResult, check_range};
 use receipt_store::error::DeviceOp;
 use receipt_store::layout::SUMMARY_RECORDS_MAX;
