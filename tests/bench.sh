@@ -3,6 +3,7 @@
 #
 #   tests/bench.sh order      what the order of requests costs: in the table itself, and per request with and without it
 #   tests/bench.sh store      put and get of receipts of 100 KiB against fio with the same bytes (needs 4 GiB of disk)
+#   tests/bench.sh scale      get, and memory of writer and reader, from a thousand to a million receipts (needs 12 GiB of disk)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,8 +18,13 @@ bench_store() {
     cargo bench --quiet -p receipt --bench store
 }
 
+bench_scale() {
+    cargo bench --quiet -p receipt --bench scale
+}
+
 case ${1-} in
     order) bench_order ;;
     store) bench_store ;;
-    *) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    scale) bench_scale ;;
+    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
