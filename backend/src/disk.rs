@@ -181,18 +181,23 @@ impl Disk {
     /// # Errors
     /// The first failure poisons the disk; every later call fails at once.
     pub fn sync(&self) -> io::Result<()> {
+        self.sync_by(|file| Ok(rustix::fs::fdatasync(file)?))
+    }
+
+    /// [`Disk::sync`] with the call that makes the file durable, so that a test can do something meanwhile.
+    fn sync_by(&self, make_durable: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
         if self.is_poisoned() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         let (covered, recorded) = self.covered_by_a_sync();
-        if let Err(error) = rustix::fs::fdatasync(self.file(true)) {
+        if let Err(error) = make_durable(self.file(true)) {
             self.poison_is_news.store(true, Ordering::Release);
             self.set_poisoned(true);
             log::error!(
                 "event=poisoned image={} error=\"{error}\" writes and flushes are refused from now on",
                 self.image.path.display()
             );
-            return Err(error.into());
+            return Err(error);
         }
         if let Some(mut recorder) = self.lock_recorder() {
             recorder.flushed(recorded)?;
@@ -283,3 +288,7 @@ impl Disk {
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
 }
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

@@ -1,0 +1,187 @@
+//! One request from its chain to its answer: parsed, admitted, kept, given back.
+
+use std::io;
+
+use log::Level;
+
+use super::Worker;
+use crate::execute::{self, Context, Kind, Start, Work};
+use crate::limits::MAX_IN_FLIGHT;
+use crate::memory::HostSlice;
+use crate::order::{Admission, Ticket};
+use crate::request::{Request, Status};
+use crate::stats::Counter;
+use crate::syncer::Waiter;
+
+/// A request that was taken and not yet given back.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) queue: usize,
+    pub(super) head: u16,
+    pub(super) status: HostSlice,
+    pub(super) work: Work,
+    pub(super) kind: Kind,
+    pub(super) len_bytes: u64,
+    pub(super) ticket: Option<Ticket>,
+}
+
+impl Worker {
+    /// Parses and starts one request.
+    pub(super) fn begin(&mut self, queue: usize, head: u16) {
+        let Some(ring) = &mut self.rings[queue] else {
+            return;
+        };
+        if let Err(error) = ring.vring.walk(head, &mut self.chain) {
+            log::debug!("guest={} event=bad-chain queue={queue} error=\"{error}\"", self.config.guest);
+            ring.publish(head, 0);
+            return self.count(Counter::Errors, 1);
+        }
+        let Some(request) = Request::parse(&mut self.chain, self.shared.disk.image().capacity_bytes) else {
+            log::debug!("guest={} event=no-status-byte queue={queue}", self.config.guest);
+            ring.publish(head, 0);
+            return self.count(Counter::Errors, 1);
+        };
+        let status = request.status;
+        let context = Context {
+            disk: &self.shared.disk,
+            may_write: self.may_write,
+            serial: &self.config.serial,
+            write_through: self.write_through,
+        };
+        match request.operation.map(|operation| execute::start(operation, context)) {
+            Err(refusal) => self.answer(queue, head, status, refusal, 0),
+            Ok(Start::Finished(outcome, data_bytes)) => self.answer(queue, head, status, outcome, data_bytes),
+            Ok(Start::Slow(op)) => {
+                let (work, kind) = (Work::AwaitSlow { moved_bytes: 0 }, Kind::Flush);
+                let token =
+                    self.keep(InFlight { queue, head, status, work, kind, len_bytes: 0, ticket: None });
+                self.shared.syncer.submit(self.waiter(token), op);
+            }
+            Ok(Start::Ordered { ranges, kind, work }) => {
+                let len_bytes = work.memory_bytes();
+                let token = self.keep(InFlight { queue, head, status, work, kind, len_bytes, ticket: None });
+                match self.shared.gate.admit(&ranges, kind.access(), self.waiter(token)) {
+                    Admission::Now(ticket) => {
+                        self.requests[token].ticket = Some(ticket);
+                        self.run_admitted(token);
+                    }
+                    Admission::Parked(ticket) => {
+                        self.requests[token].ticket = Some(ticket);
+                        self.count(Counter::Parked, 1);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Answers a request that was not kept.
+    pub(super) fn answer(
+        &mut self,
+        queue: usize,
+        head: u16,
+        status_at: HostSlice,
+        status: Status,
+        data_bytes: u32,
+    ) {
+        if status != Status::Ok {
+            self.count(Counter::Errors, 1);
+        }
+        if let Some(ring) = &mut self.rings[queue] {
+            ring.finish(head, status_at, status, data_bytes);
+        }
+    }
+
+    pub(super) fn keep(&mut self, request: InFlight) -> usize {
+        assert!(self.requests.len() < MAX_IN_FLIGHT, "the kernel may hold pointers into the requests");
+        self.writes += usize::from(request.kind.changes_disk());
+        self.in_flight_bytes += request.len_bytes;
+        self.requests.insert(request)
+    }
+
+    /// Carries on with a request whose ranges were granted.
+    pub(super) fn run_admitted(&mut self, token: usize) {
+        if self.requests[token].kind.changes_disk() && self.shared.disk.is_poisoned() {
+            return self.finish(token, Status::IoErr, 0);
+        }
+        let work = &mut self.requests[token].work;
+        match work {
+            Work::Transfer { bounces: false, .. } => self.submit_next(token),
+            Work::Transfer { bounces: true, .. } => match self.free_buffer() {
+                Some(buffer) => self.submit_bounced(token, buffer),
+                None => self.waiting_for_buffer.push_back(token),
+            },
+            Work::Slow(_) => {
+                if let Work::Slow(op) = std::mem::replace(work, Work::AwaitSlow { moved_bytes: 0 }) {
+                    self.shared.syncer.submit(self.waiter(token), op);
+                }
+            }
+            Work::AwaitSlow { .. } => {}
+        }
+    }
+
+    pub(super) fn finish_slow(&mut self, token: usize, result: &io::Result<()>) {
+        let Work::AwaitSlow { moved_bytes } = self.requests[token].work else {
+            return;
+        };
+        match result {
+            Ok(()) => self.finish(token, Status::Ok, moved_bytes),
+            Err(error) => {
+                let guest = &self.config.guest;
+                self.log.log(
+                    Level::Warn,
+                    format_args!("guest={guest} event=slow-operation-failed error=\"{error}\""),
+                );
+                self.finish(token, Status::IoErr, 0);
+            }
+        }
+    }
+
+    /// Gives a request back to its guest and then releases its ranges. `moved_bytes` is what was read or written.
+    pub(super) fn finish(&mut self, token: usize, status: Status, moved_bytes: u32) {
+        let request = self.requests.remove(token);
+        let is_read = request.kind == Kind::Read && status == Status::Ok;
+        if let Some(ring) = &mut self.rings[request.queue] {
+            ring.finish(request.head, request.status, status, if is_read { moved_bytes } else { 0 });
+        }
+        if let Some(ticket) = request.ticket {
+            self.shared.gate.release(ticket);
+        }
+        self.count_request(request.kind, status, u64::from(moved_bytes));
+        self.in_flight_bytes -= request.len_bytes;
+        self.writes -= usize::from(request.kind.changes_disk());
+        if self.writes == 0 {
+            for reply in self.waiting_for_writes.drain(..) {
+                // An operator that does not wait has lost its connection.
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    pub(super) fn release_early(&mut self, token: usize) {
+        if let Some(ticket) = self.requests[token].ticket.take() {
+            self.shared.gate.release(ticket);
+        }
+    }
+
+    pub(super) fn count_request(&self, kind: Kind, status: Status, moved_bytes: u64) {
+        let (requests, bytes) = match (status, kind) {
+            (Status::IoErr | Status::Unsupported, _) => (Counter::Errors, None),
+            (Status::Ok, Kind::Read) => (Counter::Reads, Some(Counter::ReadBytes)),
+            (Status::Ok, Kind::Write) => (Counter::Writes, Some(Counter::WrittenBytes)),
+            (Status::Ok, Kind::Flush) => (Counter::Flushes, None),
+            (Status::Ok, Kind::Erase) => (Counter::Erases, None),
+        };
+        self.count(requests, 1);
+        if let Some(counter) = bytes {
+            self.count(counter, moved_bytes);
+        }
+    }
+
+    pub(super) fn count(&self, counter: Counter, count: u64) {
+        self.shared.stats(self.config.index).add(counter, count);
+    }
+
+    pub(super) fn waiter(&self, token: usize) -> Waiter {
+        Waiter { worker: self.config.index, token }
+    }
+}
