@@ -2,6 +2,7 @@
 # tests/bench.sh: measures, and prints tables that docs/performance.md quotes. Figures are noisy: compare within one run.
 #
 #   tests/bench.sh order      what the order of requests costs: in the table itself, and per request with and without it
+#   tests/bench.sh backend    this backend against qemu-storage-daemon and fio, or any vhost-user-blk socket; `backend --help` tells more
 #   tests/bench.sh store      put and get of receipts of 100 KiB against fio with the same bytes (needs 4 GiB of disk)
 #   tests/bench.sh scale      get, and memory of writer and reader, from a thousand to a million receipts (needs 12 GiB of disk)
 set -euo pipefail
@@ -22,7 +23,17 @@ bench_scale() {
     cargo bench --quiet -p receipt --bench scale
 }
 
+bench_backend() {
+    local tool
+    for tool in fio qemu-storage-daemon; do
+        command -v "$tool" >/dev/null || apt-get install -y --no-install-recommends fio qemu-utils >/dev/null
+    done
+    cargo build --quiet --release -p receiptdisk-backend
+    cargo bench --quiet -p receiptdisk-tests --bench backend -- "$@"
+}
+
 case ${1-} in
+    backend) shift; bench_backend "$@" ;;
     order) bench_order ;;
     store) bench_store ;;
     scale) bench_scale ;;

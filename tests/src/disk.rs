@@ -20,6 +20,11 @@ impl Scratch {
         Self { dir: tempfile::Builder::new().prefix("receiptdisk-test-").tempdir_in("/dev/shm").unwrap() }
     }
 
+    /// A folder in `parent`.
+    pub fn in_folder(parent: &Path) -> Self {
+        Self { dir: tempfile::Builder::new().prefix("receiptdisk-test-").tempdir_in(parent).unwrap() }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         self.dir.path()

@@ -1,0 +1,184 @@
+//! Who is compared: this backend in any build and with any options, qemu-storage-daemon, fio on the file, any socket.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use receiptdisk_tests::{Proc, backend_binary, until};
+use rustix::net::sockopt::socket_peercred;
+use serde_json::Value;
+
+use crate::load::{Load, Shape};
+
+/// One competitor.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// This backend: the program and more options.
+    Own { name: String, program: PathBuf, options: Vec<String> },
+    /// qemu-storage-daemon with this `aio=`.
+    StorageDaemon { aio: &'static str },
+    /// fio with io_uring straight on the file: what the host itself can do.
+    Fio,
+    /// A backend that runs already, with the sockets of its guests.
+    Running { name: String, sockets: Vec<PathBuf> },
+}
+
+/// Where the image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub name: &'static str,
+    /// Whether the host's page cache is bypassed.
+    pub direct: bool,
+}
+
+/// A competitor at work; its process ends with it.
+pub struct Served {
+    pub sockets: Vec<PathBuf>,
+    pid: u32,
+    _proc: Option<Proc>,
+}
+
+/// What fio says of itself.
+pub struct FioResult {
+    pub iops: f64,
+    pub cpu_us: f64,
+    pub percentiles_us: [f64; 3],
+}
+
+impl Peer {
+    /// This backend with its defaults.
+    pub fn own() -> Self {
+        Self::Own { name: "receiptdisk".into(), program: backend_binary(), options: Vec::new() }
+    }
+
+    /// As the tables name it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Own { name, .. } | Self::Running { name, .. } => name.clone(),
+            Self::StorageDaemon { aio } => format!("qemu-storage-daemon aio={aio}"),
+            Self::Fio => "fio on the file".into(),
+        }
+    }
+
+    /// Whether it is one of the storage daemon's three ways.
+    pub fn is_storage_daemon(&self) -> bool {
+        matches!(self, Self::StorageDaemon { .. })
+    }
+
+    /// Starts it on `image` for `guests` guests that may all write, with its files in `folder`.
+    pub fn start(&self, image: &Path, place: Place, guests: usize, folder: &Path) -> Served {
+        let sockets: Vec<PathBuf> = (0..guests).map(|guest| folder.join(format!("{guest}.sock"))).collect();
+        let mut command = match self {
+            Self::Own { program, options, .. } => own(program, options, image, place, &sockets),
+            Self::StorageDaemon { aio } => storage_daemon(aio, image, place, &sockets),
+            Self::Running { name, sockets } => {
+                assert!(sockets.len() >= guests, "{name} has too few sockets for {guests} guests");
+                let stream = UnixStream::connect(&sockets[0]).unwrap();
+                let pid = socket_peercred(&stream).unwrap().pid.as_raw_nonzero().get().unsigned_abs();
+                return Served { sockets: sockets[..guests].to_vec(), pid, _proc: None };
+            }
+            Self::Fio => unreachable!("fio is no backend"),
+        };
+        sockets.iter().for_each(|socket| drop(fs::remove_file(socket)));
+        let mut proc = Proc::spawn(command.stdout(Stdio::null()), &folder.join("peer.log"));
+        until("the peer to listen", || {
+            assert!(proc.is_running(), "{}: {}", self.name(), proc.stderr());
+            sockets.iter().all(|socket| socket.exists()).then_some(())
+        });
+        Served { sockets, pid: proc.pid(), _proc: Some(proc) }
+    }
+}
+
+fn own(program: &Path, options: &[String], image: &Path, place: Place, sockets: &[PathBuf]) -> Command {
+    let mut command = Command::new(program);
+    command.arg("serve").arg("--image").arg(image).args(["--multi-writer", "--cache"]);
+    command.arg(if place.direct { "direct" } else { "page" });
+    for (guest, socket) in sockets.iter().enumerate() {
+        command.arg("--guest").arg(format!("name=guest{guest},socket={}", socket.display()));
+    }
+    command.args(options);
+    command
+}
+
+fn storage_daemon(aio: &str, image: &Path, place: Place, sockets: &[PathBuf]) -> Command {
+    let mut command = Command::new("qemu-storage-daemon");
+    // Linux's own asynchronous IO is offered for direct IO alone.
+    let direct = if place.direct || aio == "native" { "on" } else { "off" };
+    let image = image.display();
+    command.arg("--blockdev").arg(format!(
+        "driver=file,node-name=file,filename={image},aio={aio},cache.direct={direct},discard=unmap"
+    ));
+    command.args(["--blockdev", "driver=raw,node-name=raw,file=file"]);
+    for (guest, socket) in sockets.iter().enumerate() {
+        let path = socket.display();
+        command.arg("--export").arg(format!(
+            "vhost-user-blk,id=guest{guest},node-name=raw,addr.type=unix,addr.path={path},writable=on"
+        ));
+    }
+    command
+}
+
+impl Served {
+    /// Processor time of all its threads so far, in nanoseconds.
+    pub fn cpu_ns(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).unwrap().flatten();
+        let on_cpu = |task: fs::DirEntry| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        tasks.filter_map(on_cpu).sum()
+    }
+
+    /// Most memory it has had, in KiB.
+    pub fn peak_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+/// Runs fio with the same load; `None` for a load of several guests.
+pub fn fio(load: &Load, image: &Path, place: Place, seconds: f64) -> Option<FioResult> {
+    if load.guests > 1 {
+        return None;
+    }
+    let rw = match load.shape {
+        Shape::Random { read_percent: 100 } => "randread",
+        Shape::Random { read_percent: 0 } => "randwrite",
+        Shape::Random { .. } => "randrw",
+        Shape::Sequential { read: true } => "read",
+        Shape::Sequential { read: false } | Shape::Commit => "write",
+    };
+    let mut command = Command::new("fio");
+    command.args(["--name=load", "--ioengine=io_uring", "--thread", "--time_based", "--output-format=json"]);
+    command.arg(format!("--filename={}", image.display())).arg(format!("--rw={rw}"));
+    command.arg(format!("--bs={}", load.len)).arg(format!("--iodepth={}", load.depth));
+    command.arg(format!("--direct={}", u8::from(place.direct)));
+    command.arg(format!("--runtime={}ms", seconds * 1e3)).arg(format!("--ramp_time={}ms", seconds * 250.0));
+    match load.shape {
+        Shape::Random { read_percent } => {
+            command.args([format!("--rwmixread={read_percent}"), "--norandommap".into()])
+        }
+        Shape::Commit => command.arg("--fdatasync=1"),
+        Shape::Sequential { .. } => &mut command,
+    };
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    Some(parse_fio(&report["jobs"][0], load.shape))
+}
+
+fn parse_fio(job: &Value, shape: Shape) -> FioResult {
+    let number = |value: &Value| value.as_f64().unwrap();
+    let sides = ["read", "write"].map(|side| &job[side]);
+    let iops: f64 = sides.iter().map(|side| number(&side["iops"])).sum();
+    let busy = sides.iter().max_by(|a, b| number(&a["iops"]).total_cmp(&number(&b["iops"]))).unwrap();
+    let cpu_us = (number(&job["usr_cpu"]) + number(&job["sys_cpu"])) / 100.0 / iops * 1e6;
+    let percentile = |of: &Value, at: &str| of["percentile"][at].as_f64().unwrap_or(0.0) / 1e3;
+    let percentiles_us = ["50.000000", "99.000000", "99.900000"].map(|at| {
+        let flush = if shape == Shape::Commit { percentile(&job["sync"]["lat_ns"], at) } else { 0.0 };
+        percentile(&busy["clat_ns"], at) + flush
+    });
+    FioResult { iops, cpu_us, percentiles_us }
+}
