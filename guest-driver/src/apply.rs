@@ -4,8 +4,8 @@
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::index::{Entry, Found, IndexPage, find_room, search};
-use crate::layout::Geometry;
+use crate::index::{ENTRIES_MAX, Entry, Found, IndexPage, find_room, search};
+use crate::layout::{Geometry, SPILL_HOPS_MAX};
 use crate::log::seal_link;
 use crate::page::PageKind;
 use crate::page_store::PageStore;
@@ -23,6 +23,9 @@ pub struct Pages<'a, D> {
     pub superblock: &'a Superblock,
     /// Cache and staging area.
     pub store: &'a mut PageStore,
+    /// Receipts in the replay window, 0 outside recovery. So many entries a page may have had when a crash took its newest version back,
+    /// and with it the spilled flag: entries may lie behind it all the same.
+    pub window_puts: usize,
 }
 
 impl<D: Device> Pages<'_, D> {
@@ -44,13 +47,47 @@ impl<D: Device> Pages<'_, D> {
         let mut all = Found::default();
         for region in superblock.geometry.regions.iter().rev() {
             let home = superblock.geometry.home_page(region, hash.bucket);
-            let found = search(&superblock.geometry, home, hash.tag, |page_no| {
-                Ok((self.index_page(page_no)?, false))
+            let mut lasts = Vec::new();
+            let mut found = search(&superblock.geometry, home, hash.tag, |page_no| {
+                let mut page = self.index_page(page_no)?;
+                lasts.push(!page.is_spilled);
+                page.is_spilled |= self.may_have_spilled(&page);
+                Ok((page, false))
             })?;
+            let by_flags = lasts.iter().position(|is_last| *is_last).unwrap_or(lasts.len());
+            let is_on_the_way = |page_no: &u64| found.entries.iter().any(|(of_entry, _)| of_entry == page_no);
+            let by_entries = found.pages.iter().rposition(is_on_the_way).unwrap_or_default();
+            found.pages.truncate(by_flags.max(by_entries) + 1);
             all.entries.extend(found.entries);
             all.pages.extend(found.pages);
         }
         Ok(all)
+    }
+
+    /// Whether the page may have been full before a crash took its newest version back.
+    fn may_have_spilled(&self, page: &IndexPage) -> bool {
+        self.window_puts > 0
+            && page.entries.len() + self.window_puts > ENTRIES_MAX
+            && Rule::RecoveryLooksBehind.holds()
+    }
+
+    /// Marks the pages on the way to an entry as spilled again, where a crash has taken the flag back.
+    fn mark_way(&mut self, hash: PathHash, entry_page_no: u64) -> Result<()> {
+        let geometry = self.superblock.geometry.clone();
+        for region in &geometry.regions {
+            let home = geometry.home_page(region, hash.bucket);
+            let way = std::iter::successors(Some(home), |page_no| Some(geometry.spill_page(*page_no)));
+            let way: Vec<u64> = way.take(SPILL_HOPS_MAX + 1).collect();
+            let Some(hops) = way.iter().position(|page_no| *page_no == entry_page_no) else {
+                continue;
+            };
+            for page_no in &way[..hops] {
+                if !self.index_page(*page_no)?.is_spilled {
+                    self.change_index_page(*page_no, |page| page.is_spilled = true)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The pages that a new entry changes: full pages that must be marked, and the page with room. New paths go to the
@@ -105,6 +142,9 @@ impl<D: Device> Pages<'_, D> {
             generation: header.generation,
             seq: header.seq,
         };
+        for (page_no, _) in &found.entries {
+            self.mark_way(hash, *page_no)?;
+        }
         if Rule::ReplayTwice.holds() && found.entries.iter().any(|(_, old)| old.seq >= header.seq) {
             // Applied before. The page is staged all the same: a crash may have torn its other slot.
             for page_no in found.pages.into_iter().filter(|_| Rule::RecoveryRewrites.holds()) {
@@ -126,22 +166,13 @@ impl<D: Device> Pages<'_, D> {
         self.insert(hash, entry)
     }
 
-    /// Stages a new entry. It may be there already, behind a page whose spilled flag a crash took back.
+    /// Stages a new entry.
     pub(crate) fn insert(&mut self, hash: PathHash, entry: Entry) -> Result<()> {
         let (full, room) = self.find_room(hash)?;
-        let mut is_there = false;
         for page_no in full {
-            self.change_index_page(page_no, |page| {
-                page.is_spilled = true;
-                is_there |= Rule::ReplayTwice.holds() && page.entries.contains(&entry);
-            })?;
+            self.change_index_page(page_no, |page| page.is_spilled = true)?;
         }
-        self.change_index_page(room, |page| {
-            is_there |= Rule::ReplayTwice.holds() && page.entries.contains(&entry);
-            if !is_there {
-                page.entries.push(entry);
-            }
-        })
+        self.change_index_page(room, |page| page.entries.push(entry))
     }
 
     /// Takes the entry of the version that a Tombstone names out of the index.

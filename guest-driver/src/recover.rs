@@ -84,7 +84,9 @@ impl<D: Device> Writer<D> {
             }
         }
         let last: HashMap<&[u8], u64> = window.iter().map(|h| (h.meta.as_slice(), h.seq)).collect();
-        let mut pages = Pages { device: &self.device, superblock: &self.superblock, store: &mut self.pages };
+        let window_puts = window.iter().filter(|header| header.kind == Kind::Put).count();
+        let store = &mut self.pages;
+        let mut pages = Pages { device: &self.device, superblock: &self.superblock, store, window_puts };
         for header in &window {
             let is_superseded = last.get(header.meta.as_slice()).is_some_and(|seq| *seq > header.seq);
             pages.apply_again(header, is_superseded)?;

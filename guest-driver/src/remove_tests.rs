@@ -235,3 +235,51 @@ fn a_crash_with_removals_on_full_pages_keeps_what_was_acknowledged() {
         }
     }
 }
+
+/// A receipt goes to the next page, because its home page has become full in the same commit, and is removed by the next commit. A crash that
+/// keeps the next page and takes the home page back hides the entry: recovery has to look for it.
+#[test]
+pub(crate) fn a_crash_that_takes_the_spilled_flag_back_leaves_no_entry_behind() {
+    let base = store();
+    let names = crowd(&base, 128);
+    {
+        let device = base.writer();
+        let mut writer = Writer::open(&device, &WriterOptions::default()).unwrap();
+        let puts: Vec<Put<'_>> = names[..125].iter().map(|name| Put::new(name, b"old")).collect();
+        assert!(writer.commit(&puts).unwrap().iter().all(Result::is_ok));
+        writer.close().unwrap();
+    }
+    let commits: [Vec<Change<'_>>; 3] = [
+        vec![
+            Change::Put(Put::new(&names[125], b"takes the room")),
+            Change::Put(Put::new(&names[126], b"spills")),
+        ],
+        vec![Change::Remove(&names[125]), Change::Remove(&names[126])],
+        vec![Change::Put(Put::new(&names[127], b"in the place of 125"))],
+    ];
+    let work = |sim: &Sim, stop: Option<(u64, u64)>| -> Result<()> {
+        let device = sim.writer();
+        if let Some((op, sectors)) = stop {
+            sim.stop_at(op, sectors);
+        }
+        let mut writer = Writer::open(&device, &WriterOptions::default())?;
+        for changes in &commits {
+            for answer in writer.commit_changes(changes)? {
+                answer?;
+            }
+        }
+        Ok(())
+    };
+    let whole = base.fork();
+    work(&whole, None).unwrap();
+    let mut rng = Rng(5);
+    for op in 0..whole.ops() {
+        for round in 0..40 {
+            let sim = base.fork();
+            let _ = work(&sim, Some((op, rng.below(20)))); // stopped on the way
+            sim.crash_host(Fate::Random(&mut rng));
+            Writer::open(&sim.writer(), &WriterOptions::default()).unwrap().close().unwrap();
+            verified(&sim, &format!("stopped at operation {op}, round {round}"));
+        }
+    }
+}

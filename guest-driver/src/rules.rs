@@ -32,6 +32,8 @@ pub enum Rule {
     RecoveryFlushes,
     /// Recovery writes a page again even if it shows the record.
     RecoveryRewrites,
+    /// Recovery looks for entries behind a page whose spilled flag a crash may have taken back.
+    RecoveryLooksBehind,
     /// What was applied before is not applied again.
     ReplayTwice,
     /// Closing flushes the pages before the head.

@@ -351,11 +351,30 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
         };
         let is_named = header.kind == Kind::Put
             && (header.seq, header.generation, header.blocks) == (entry.seq, entry.generation, entry.blocks);
-        if !is_named || self.superblock.path_hash(&header.meta).tag != entry.tag {
+        let place = format!("index page {page_no}");
+        let hash = self.superblock.path_hash(&header.meta);
+        if !is_named || hash.tag != entry.tag {
             let fact =
                 format!("the entry for sequence {} at block {} names another record", entry.seq, entry.block);
-            self.found(Some(&header.meta), &format!("index page {page_no}"), &fact)?;
+            return self.found(Some(&header.meta), &place, &fact);
+        }
+        // A newer entry of the path, or a way that does not lead here: left behind, and in the way of later ones.
+        let first = match self.reader.search_buckets(self.superblock, hash) {
+            Ok(found) => found.entries.into_iter().find(|(_, other)| self.is_of(other, &header.meta)),
+            Err(Error::Corrupt(_)) => return Ok(()), // found as a damaged page
+            Err(error) => return Err(error),
+        };
+        if first.is_some_and(|(page, found)| found.seq <= self.end_seq && (page, found) != (page_no, *entry))
+            || first.is_none()
+        {
+            let fact = format!("the entry for sequence {} is not the one that its path leads to", entry.seq);
+            self.found(Some(&header.meta), &place, &fact)?;
         }
         Ok(())
+    }
+    /// Whether an entry names a record of this path.
+    fn is_of(&self, entry: &Entry, path: &[u8]) -> bool {
+        let header = read_header(self.reader.device(), entry.block);
+        header.is_ok_and(|parsed| parsed.is_ok_and(|(header, _)| header.meta == path))
     }
 }

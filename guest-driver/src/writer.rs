@@ -263,7 +263,7 @@ impl<D: Device> Writer<D> {
     }
 
     fn pages(&mut self) -> Pages<'_, D> {
-        Pages { device: &self.device, superblock: &self.superblock, store: &mut self.pages }
+        Pages { device: &self.device, superblock: &self.superblock, store: &mut self.pages, window_puts: 0 }
     }
 
     /// Plans one put: everything that can fail comes before the first change.

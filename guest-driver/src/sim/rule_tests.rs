@@ -24,6 +24,7 @@ const ROWS: &[Row] = &[
     (&[Rule::RecoveryChecksData], 100),
     (&[Rule::RecoveryFlushes], 2000),
     (&[Rule::RecoveryRewrites], 0),
+    (&[Rule::RecoveryLooksBehind], 0),
     (&[Rule::ReplayTwice], 100),
     (&[Rule::ClosingFlushes], 0),
     (&[Rule::OpeningFlushes, Rule::EpochFlushed], 0),
@@ -67,6 +68,10 @@ const DIRECTED: &[(&str, fn())] = &[
     ("a crash while closing", review_tests::a_crash_while_closing_loses_nothing),
     ("a writer that was away", review_tests::a_writer_that_was_away_does_not_write_over_the_other),
     ("a replaced version stays away", review_tests::a_replaced_version_does_not_come_back_with_a_crash),
+    (
+        "a spilled flag that a crash takes back",
+        crate::remove_tests::a_crash_that_takes_the_spilled_flag_back_leaves_no_entry_behind,
+    ),
     ("an older store on the same disk", store_tests::an_older_store_on_the_same_disk_is_gone),
 ];
 
