@@ -202,6 +202,7 @@ fn wrong_arguments_are_named() {
         (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--cache", "none"], &["--cache", "none"]),
         (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--queues", "0"], &["--queues"]),
         (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--queue-size", "100"], &["--queue-size"]),
+        (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--poll-us", "1000001"], &["--poll-us"]),
     ];
     for (args, words) in cases {
         assert_refused(&Proc::spawn(Command::new(backend_binary()).args(*args), &log).wait(), words);

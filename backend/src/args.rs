@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -9,7 +10,9 @@ use crate::control::ControlCommand;
 use crate::engine::EngineKind;
 use crate::error::StartError;
 use crate::image::{CacheMode, ImageOptions};
-use crate::limits::{MAX_NAME_BYTES, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SOCKET_PATH_BYTES};
+use crate::limits::{
+    DEFAULT_POLL_US, MAX_NAME_BYTES, MAX_POLL_US, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SOCKET_PATH_BYTES,
+};
 use crate::role::{ReadMode, Role};
 use crate::socket::SocketAccess;
 
@@ -113,6 +116,9 @@ struct Serve {
     /// How IO is done
     #[arg(long, value_enum, value_name = "ENGINE")]
     io_engine: Option<EngineKind>,
+    /// Longest time in microseconds that a worker looks for news after work before it sleeps; 0 never looks
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_POLL_US)]
+    poll_us: u32,
     /// Whether a guest's discard gives space back to the host
     #[arg(long, value_enum, default_value = "unmap")]
     discard: DiscardMode,
@@ -176,6 +182,8 @@ pub struct Config {
     pub queue_size: u16,
     /// The engine that was asked for, if any.
     pub engine: Option<EngineKind>,
+    /// How long a worker looks for news before it sleeps, at most.
+    pub poll: Duration,
     /// Whether several guests may write.
     pub multi_writer: bool,
     /// Where to listen for `ctl`.
@@ -270,6 +278,7 @@ impl Convention {
             queues: MAX_QUEUES,
             queue_size: MAX_QUEUE_SIZE,
             engine: None,
+            poll: Duration::from_micros(DEFAULT_POLL_US.into()),
             multi_writer: false,
             control: None,
             record: None,
@@ -291,6 +300,9 @@ impl Serve {
                 "--queue-size {size}: a power of two up to {MAX_QUEUE_SIZE} is possible"
             )));
         }
+        if self.poll_us > MAX_POLL_US {
+            return Err(usage(&format!("--poll-us {}: up to {MAX_POLL_US} are possible", self.poll_us)));
+        }
         let state = self.state.unwrap_or_else(|| default_state(&self.image));
         let image = ImageOptions {
             path: self.image,
@@ -310,6 +322,7 @@ impl Serve {
             queues: self.queues,
             queue_size: self.queue_size,
             engine: self.io_engine,
+            poll: Duration::from_micros(self.poll_us.into()),
         })
     }
 }

@@ -18,12 +18,35 @@ pub enum Start {
     /// It runs once all `ranges` are admitted.
     Ordered {
         /// The ranges it touches, none empty.
-        ranges: Vec<ByteRange>,
+        ranges: Ranges,
         /// How it touches them.
         kind: Kind,
         /// What to do then.
         work: Work,
     },
+}
+
+/// What an operation touches: nearly always one range, which costs no memory.
+#[derive(Debug)]
+pub enum Ranges {
+    /// One.
+    One([ByteRange; 1]),
+    /// Several, of a DISCARD or WRITE_ZEROES.
+    Several(Box<[ByteRange]>),
+}
+
+impl Ranges {
+    /// No range at all.
+    pub const NONE: Self = Self::One([ByteRange { start: 0, end: 0 }]);
+
+    /// All of them.
+    #[must_use]
+    pub fn as_slice(&self) -> &[ByteRange] {
+        match self {
+            Self::One(range) => range,
+            Self::Several(ranges) => ranges,
+        }
+    }
 }
 
 /// Kinds of operations that are not over at once.
@@ -113,10 +136,12 @@ pub fn start(operation: Operation, context: Context<'_>) -> Start {
         }
         Operation::Erase { ranges, .. } if ranges.is_empty() => Start::Finished(Status::Ok, 0),
         Operation::Erase { kind, ranges } => Start::Ordered {
-            ranges: ranges
-                .iter()
-                .map(|erase| erase.range.rounded_out(disk.image().alignment.offset_bytes))
-                .collect(),
+            ranges: Ranges::Several(
+                ranges
+                    .iter()
+                    .map(|erase| erase.range.rounded_out(disk.image().alignment.offset_bytes))
+                    .collect(),
+            ),
             kind: Kind::Erase,
             work: Work::Slow(SlowOp::Erase { kind, ranges: ranges.into(), durable: write_through }),
         },
@@ -136,7 +161,7 @@ fn order_transfer(direction: Direction, range: ByteRange, segments: Vec<HostSlic
         Direction::Write => (Kind::Write, range.rounded_out(alignment.offset_bytes)),
     };
     let transfer = Transfer::new(direction, range, segments, alignment);
-    Start::Ordered { ranges: vec![admitted], kind, work: Work::Transfer { transfer, bounces } }
+    Start::Ordered { ranges: Ranges::One([admitted]), kind, work: Work::Transfer { transfer, bounces } }
 }
 
 /// Writes the serial, padded with NULs to [`SERIAL_BYTES`], and returns the bytes written.

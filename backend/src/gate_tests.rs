@@ -47,35 +47,45 @@ fn work(worker: usize, gate: &Gate, disk: &Disk) {
         let end = rand::thread_rng().gen_range(start + 1..=BLOCKS as u64);
         let access = if rand::thread_rng().gen_bool(0.5) { Access::Exclusive } else { Access::Shared };
         let range = ByteRange { start, end };
-        match gate.admit(&[range], access, Waiter { worker, token }) {
+        let admission = gate.enter().admit(&[range], access, Waiter { worker, token });
+        match admission {
             Admission::Now(ticket) => ready.push((ticket, range, access)),
             Admission::Parked(ticket) => parked.push((token, ticket, range, access)),
         }
         if rand::thread_rng().gen_bool(0.5) {
-            run(gate, disk, &mut ready);
+            run(worker, gate, disk, &mut ready, &mut parked);
         }
     }
     while !(parked.is_empty() && ready.is_empty()) {
-        run(gate, disk, &mut ready);
+        run(worker, gate, disk, &mut ready, &mut parked);
         while let Some(Mail::Granted(granted)) = gate.mailbox(worker).receive() {
-            let at = parked
-                .iter()
-                .position(|(token, ..)| *token == granted)
-                .expect("granted twice, or to the wrong one");
-            let (_, ticket, range, access) = parked.swap_remove(at);
-            ready.push((ticket, range, access));
+            ready.push(take(&mut parked, granted));
         }
         thread::yield_now();
     }
 }
 
-fn run(gate: &Gate, disk: &Disk, ready: &mut Vec<(Ticket, ByteRange, Access)>) {
+type Granted = (Ticket, ByteRange, Access);
+type Parked = (usize, Ticket, ByteRange, Access);
+
+fn take(parked: &mut Vec<Parked>, granted: usize) -> Granted {
+    let at =
+        parked.iter().position(|(token, ..)| *token == granted).expect("granted twice, or to the wrong one");
+    let (_, ticket, range, access) = parked.swap_remove(at);
+    (ticket, range, access)
+}
+
+/// Carries out what is ready and releases it as a batch.
+fn run(worker: usize, gate: &Gate, disk: &Disk, ready: &mut Vec<Granted>, parked: &mut Vec<Parked>) {
+    let (mut tickets, mut granted) = (Vec::new(), Vec::new());
     for (ticket, range, access) in ready.drain(..) {
         disk.enter(range, access);
         thread::yield_now();
         disk.leave(range, access);
-        gate.release(ticket);
+        tickets.push(ticket);
     }
+    gate.release(worker, &mut tickets, &mut granted);
+    ready.extend(granted.into_iter().map(|waiter| take(parked, waiter.token)));
 }
 
 fn schedule(is_open: bool) {

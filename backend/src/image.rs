@@ -18,6 +18,9 @@ use crate::transfer::Alignment;
 /// Alignment that direct IO gets where the kernel does not tell what it needs.
 const UNKNOWN_ALIGNMENT_BYTES: u32 = 4096;
 
+/// `f_type` of tmpfs (`linux/magic.h`).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// Whether IO goes through the host's page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum CacheMode {
@@ -55,6 +58,8 @@ pub struct Image {
     pub cache: CacheMode,
     /// What the disk demands of a request that goes to it as it is.
     pub alignment: Alignment,
+    /// Whether it is on a file system that keeps everything in memory.
+    pub is_in_memory: bool,
     /// Smallest unit that can be discarded or zeroed by the host, in bytes.
     pub erase_block_bytes: u64,
 }
@@ -90,8 +95,9 @@ impl Image {
         }
         let erase_block_bytes =
             rustix::fs::ioctl_blksszget(&reader).map_or(SECTOR_BYTES, |bytes| SECTOR_BYTES.max(bytes.into()));
+        let is_in_memory = rustix::fs::fstatfs(&reader).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
         let path = path.clone();
-        Ok(Self { path, reader, writer, capacity_bytes, cache, alignment, erase_block_bytes })
+        Ok(Self { path, reader, writer, capacity_bytes, cache, alignment, is_in_memory, erase_block_bytes })
     }
 
     /// The logical block size to offer, in bytes.

@@ -37,6 +37,7 @@ mod memory;
 mod message;
 mod operator;
 pub mod order;
+mod poll;
 mod record;
 mod request;
 mod role;

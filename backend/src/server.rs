@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 use crate::args::{Config, EndpointConfig, GuestConfig};
 use crate::control::{Control, StaticGuest, StaticStatus};
 use crate::disk::Disk;
-use crate::engine::{Engine, EngineKind, SyncEngine, UringEngine};
+use crate::engine::{Engine, EngineKind};
 use crate::error::StartError;
 use crate::gate::Gate;
 use crate::guest::Guest;
@@ -59,7 +59,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let state = state_file.load()?;
     check_writers(&configured, &state, &state_file, config.multi_writer)?;
     disk.set_poisoned(state.poisoned);
-    let engines = make_engines(config)?;
+    let engines = make_engines(config, &disk)?;
     let engine_name = engines.first().map_or("", Engine::name);
     let gate = Gate::new(config.guests.len(), config.unordered).map_err(system("cannot make an eventfd"))?;
     let shared = Arc::new(Shared::new(disk, gate, config.guests.len()));
@@ -125,25 +125,22 @@ fn system(doing: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::System { doing, error }
 }
 
-/// One engine a guest; io_uring unless it is forbidden here or not wanted.
-fn make_engines(config: &Config) -> Result<Vec<Engine>, StartError> {
-    let mut kind = config.engine.unwrap_or(EngineKind::IoUring);
+/// One engine a guest; without io_uring where that is forbidden and was not asked for.
+fn make_engines(config: &Config, disk: &Disk) -> Result<Vec<Engine>, StartError> {
+    let mut wanted = config.engine;
     let mut engines = Vec::new();
-    for _ in &config.guests {
-        if kind == EngineKind::IoUring {
-            match UringEngine::new() {
-                Ok(engine) => {
-                    engines.push(Engine::Uring(Box::new(engine)));
-                    continue;
-                }
-                Err(error) if config.engine.is_some() => return Err(StartError::NoIoUring(error)),
-                Err(error) => {
-                    log::warn!("event=no-io-uring error=\"{error}\" using=sync");
-                    kind = EngineKind::Sync;
-                }
+    for guest in &config.guests {
+        let file = disk.file(guest.role.looks_writable());
+        let engine = match Engine::new(wanted, disk.image(), file) {
+            Err(error) if wanted.is_some() => return Err(StartError::NoIoUring(error)),
+            Err(error) => {
+                log::warn!("event=no-io-uring error=\"{error}\" using=sync");
+                wanted = Some(EngineKind::Sync);
+                Engine::new(wanted, disk.image(), file).map_err(StartError::NoIoUring)?
             }
-        }
-        engines.push(Engine::Sync(SyncEngine::default()));
+            Ok(engine) => engine,
+        };
+        engines.push(engine);
     }
     Ok(engines)
 }
@@ -217,10 +214,10 @@ fn start_workers(
         let worker = WorkerConfig {
             index,
             guest: guest.name.clone(),
-            access: guest.role,
             may_write: operator.standing(index).may_write(),
             reads: guest.reads,
             serial: serial(index, &guest.name),
+            poll: config.poll,
         };
         let shared = Arc::clone(shared);
         let builder = thread::Builder::new().name(format!("worker-{}", guest.name));

@@ -14,7 +14,7 @@ use std::sync::mpsc::{self, Receiver};
 use thiserror::Error;
 use vhost::vhost_user::message::{VhostUserVringAddr, VhostUserVringState};
 use vhost::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
@@ -353,8 +353,7 @@ impl Session {
         let Some(kick) = ring.kick.take() else {
             return Ok(());
         };
-        let may_be_indirect = self.features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0;
-        let vring = Box::new(Vring::new(queue, mem, kick, ring.call.take(), may_be_indirect));
+        let vring = Box::new(Vring::new(queue, mem, kick, ring.call.take(), self.features));
         let (reply, answer) = mpsc::channel();
         self.mailbox().send(Mail::Start { index: at, vring, features: self.features, reply });
         if let Err((error, vring)) = answer.recv().map_err(|_| SessionError::NoWorker)? {

@@ -155,6 +155,11 @@ impl Transfer {
         self.bounce.take().map(|bounce| bounce.buffer)
     }
 
+    /// Takes the list of segments back for its memory; the transfer has ended.
+    pub fn take_segments(&mut self) -> Vec<HostSlice> {
+        std::mem::take(&mut self.segments)
+    }
+
     /// The next IO, or `None` when all bytes are moved.
     pub fn next_io(&mut self) -> Option<Io> {
         if self.left == 0 {

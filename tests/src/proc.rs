@@ -88,6 +88,17 @@ impl Proc {
         fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
     }
 
+    /// Times that any of its threads has left a processor, of its own will or not: a process that sleeps has no more.
+    pub fn context_switches(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().flatten();
+        let of_task = |task: fs::DirEntry| {
+            let status = fs::read_to_string(task.path().join("status")).unwrap();
+            let counts = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
+            counts.map(|(_, count)| count.trim().parse::<u64>().unwrap()).sum::<u64>()
+        };
+        tasks.map(of_task).sum()
+    }
+
     /// Waits until it uses no processor time: a process that spins never does.
     #[track_caller]
     pub fn wait_until_idle(&self) {

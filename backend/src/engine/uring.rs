@@ -2,6 +2,7 @@
 //!
 //! Invariant: at most [`MAX_IN_FLIGHT`] IOs are under way, so neither ring can overflow.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -18,6 +19,15 @@ const SUBMISSION_ENTRIES: u32 = 256;
 /// One ring, used by one thread.
 pub struct UringEngine {
     ring: IoUring,
+    target: Target,
+}
+
+/// How entries name the file.
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    /// As the first of the ring's own table, which saves the kernel a reference an IO.
+    Registered,
+    Descriptor(RawFd),
 }
 
 impl std::fmt::Debug for UringEngine {
@@ -27,14 +37,21 @@ impl std::fmt::Debug for UringEngine {
 }
 
 impl UringEngine {
-    /// A new ring.
+    /// A new ring for IO on `file`, which must outlive it.
     ///
     /// # Errors
     /// Where the kernel or its configuration forbids io_uring.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(file: &File) -> io::Result<Self> {
         let completion_entries = u32::try_from(2 * MAX_IN_FLIGHT).map_err(io::Error::other)?;
         let ring = IoUring::builder().setup_cqsize(completion_entries).build(SUBMISSION_ENTRIES)?;
-        Ok(Self { ring })
+        let target = match ring.submitter().register_files(&[file.as_raw_fd()]) {
+            Ok(()) => Target::Registered,
+            Err(error) => {
+                log::debug!("event=file-not-registered error=\"{error}\"");
+                Target::Descriptor(file.as_raw_fd())
+            }
+        };
+        Ok(Self { ring, target })
     }
 
     /// See [`super::Engine::submit`].
@@ -42,8 +59,9 @@ impl UringEngine {
     /// # Safety
     /// The segments of `io` and the memory they name must stay valid and in place until the
     /// completion with this `token` has been taken.
-    pub unsafe fn submit(&mut self, fd: RawFd, io: Io, token: usize) {
-        let entry = entry(fd, io).user_data(token as u64);
+    pub unsafe fn submit(&mut self, io: Io, token: usize) {
+        // SAFETY: passed on to the caller.
+        let entry = unsafe { entry(self.target, io) }.user_data(token as u64);
         // SAFETY: passed on to the caller.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.flush_submissions();
@@ -72,6 +90,11 @@ impl UringEngine {
         }
     }
 
+    /// See [`super::Engine::has_completions`].
+    pub fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     /// See [`super::Engine::event_fd`].
     #[must_use]
     pub fn event_fd(&self) -> RawFd {
@@ -79,14 +102,23 @@ impl UringEngine {
     }
 }
 
-fn entry(fd: RawFd, io: Io) -> squeue::Entry {
+/// # Safety
+/// The segments of `io` must be valid.
+unsafe fn entry(target: Target, io: Io) -> squeue::Entry {
+    let (fd, flags) = match target {
+        Target::Registered => (types::Fd(0), squeue::Flags::FIXED_FILE),
+        Target::Descriptor(fd) => (types::Fd(fd), squeue::Flags::empty()),
+    };
     let segments: *const libc::iovec = io.segments.cast();
-    match io.direction {
-        Direction::Read => {
-            opcode::Readv::new(types::Fd(fd), segments, io.segment_count).offset(io.offset_bytes).build()
-        }
-        Direction::Write => {
-            opcode::Writev::new(types::Fd(fd), segments, io.segment_count).offset(io.offset_bytes).build()
-        }
-    }
+    // SAFETY: passed on to the caller; `HostSlice` has the layout of `iovec`.
+    let first = unsafe { *segments };
+    let (base, offset, count) = (first.iov_base.cast::<u8>(), io.offset_bytes, io.segment_count);
+    let entry = match (io.direction, u32::try_from(first.iov_len)) {
+        // One segment needs no list of them.
+        (Direction::Read, Ok(len)) if count == 1 => opcode::Read::new(fd, base, len).offset(offset).build(),
+        (Direction::Write, Ok(len)) if count == 1 => opcode::Write::new(fd, base, len).offset(offset).build(),
+        (Direction::Read, _) => opcode::Readv::new(fd, segments, count).offset(offset).build(),
+        (Direction::Write, _) => opcode::Writev::new(fd, segments, count).offset(offset).build(),
+    };
+    entry.flags(flags)
 }

@@ -18,6 +18,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -26,16 +27,27 @@ use self::requests::InFlight;
 use self::rings::Running;
 use crate::chain::Chain;
 use crate::engine::{Completion, Engine};
-use crate::limits::{MAX_BATCH, MAX_BOUNCE_BUFFERS, MAX_IN_FLIGHT, MAX_QUEUES};
+use crate::limits::{MAX_BATCH, MAX_BOUNCE_BUFFERS, MAX_IN_FLIGHT};
 use crate::log_limit::LogLimit;
-use crate::role::{ReadMode, Role};
+use crate::memory::HostSlice;
+use crate::order::Ticket;
+use crate::poll::Patience;
+use crate::role::ReadMode;
 use crate::shared::Shared;
+use crate::syncer::Waiter;
 use crate::transfer::AlignedBuffer;
 use crate::vring::Vring;
 
 /// Event numbers past those of the rings.
 const WAKE_EVENT: u64 = u64::MAX;
 const ENGINE_EVENT: u64 = u64::MAX - 1;
+
+/// Rounds with work between two looks at the descriptors: what they tell is seen in the rings as well, but for the end of
+/// a front end's patience.
+const ROUNDS_BETWEEN_EVENTS: u32 = 32;
+
+/// Looks for news between two looks at the clock.
+const LOOKS_BETWEEN_CLOCKS: u32 = 16;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -96,14 +108,14 @@ pub struct WorkerConfig {
     pub index: usize,
     /// The guest's name, for the log.
     pub guest: String,
-    /// The guest's access by the command line.
-    pub access: Role,
     /// Whether its writes are carried out at first.
     pub may_write: bool,
     /// What its reads promise.
     pub reads: ReadMode,
     /// Its serial.
     pub serial: Vec<u8>,
+    /// How long the worker looks for news before it sleeps.
+    pub poll: Duration,
 }
 
 /// See the module.
@@ -117,10 +129,10 @@ pub struct Worker {
     requests: Slab<InFlight>,
     /// Bytes of guest memory that they move.
     in_flight_bytes: u64,
-    /// Ring at which the next round begins.
-    next_ring: usize,
     /// Of these, the ones that change the disk.
     writes: usize,
+    /// Ring at which the next round begins.
+    next_ring: usize,
     may_write: bool,
     /// Told when `writes` is 0.
     waiting_for_writes: Vec<Sender<()>>,
@@ -129,10 +141,18 @@ pub struct Worker {
     unmade_buffers: usize,
     free_buffers: Vec<AlignedBuffer>,
     waiting_for_buffer: VecDeque<usize>,
-    /// Kept between rounds for their memory.
+    /// Tickets of requests that have ended, released once their used entries are published.
+    ended: Vec<Ticket>,
+    patience: Patience,
+    /// Rounds since the descriptors were last looked at.
+    rounds_awake: u32,
+    /// Kept between rounds for their memory: nothing on the way of an ordinary request allocates any.
     heads: Vec<u16>,
+    batch: Vec<usize>,
+    granted: Vec<Waiter>,
     completions: Vec<Completion>,
     chain: Chain,
+    spare_segments: Vec<Vec<HostSlice>>,
     log: LogLimit,
     exiting: bool,
 }
@@ -144,7 +164,7 @@ impl Worker {
     /// When the process has no descriptor left.
     pub fn new(config: WorkerConfig, shared: Arc<Shared>, engine: Engine) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let may_write = config.may_write;
+        let (may_write, patience) = (config.may_write, Patience::new(config.poll));
         let wake = shared.mailbox(config.index).wake.as_raw_fd();
         watch(&epoll, wake, EventSet::IN, WAKE_EVENT)?;
         if let Some(fd) = engine.event_fd() {
@@ -155,7 +175,7 @@ impl Worker {
             shared,
             epoll,
             engine,
-            rings: (0..MAX_QUEUES).map(|_| None).collect(),
+            rings: Vec::new(),
             requests: Slab::with_capacity(MAX_IN_FLIGHT),
             in_flight_bytes: 0,
             next_ring: 0,
@@ -167,9 +187,15 @@ impl Worker {
             unmade_buffers: MAX_BOUNCE_BUFFERS,
             free_buffers: Vec::new(),
             waiting_for_buffer: VecDeque::new(),
+            ended: Vec::with_capacity(MAX_IN_FLIGHT),
+            patience,
+            rounds_awake: 0,
             heads: Vec::with_capacity(MAX_BATCH),
+            batch: Vec::with_capacity(MAX_BATCH),
+            granted: Vec::new(),
             completions: Vec::with_capacity(MAX_IN_FLIGHT),
             chain: Chain::default(),
+            spare_segments: Vec::new(),
             exiting: false,
         })
     }
@@ -181,10 +207,7 @@ impl Worker {
     pub fn run(mut self) -> io::Result<()> {
         let mut events = [EpollEvent::default(); 64];
         while !self.exiting {
-            let count = match self.epoll.wait(if self.has_work() { 0 } else { -1 }, &mut events) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                other => other?,
-            };
+            let count = self.wait(&mut events)?;
             for event in &events[..count] {
                 self.note_event(event.data());
             }
@@ -192,15 +215,76 @@ impl Worker {
             self.drain_rings();
             self.engine.flush_submissions();
             self.reap_completions();
-            self.settle_rings();
+            self.settle();
         }
         assert!(self.requests.is_empty(), "a worker exits only after its rings have stopped");
         Ok(())
     }
 
+    /// Returns at once while there is work; else looks for some, and then sleeps. Returns the number of events.
+    fn wait(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        if self.has_work() {
+            self.rounds_awake += 1;
+            if !self.rounds_awake.is_multiple_of(ROUNDS_BETWEEN_EVENTS) {
+                return Ok(0);
+            }
+            return self.take_events(0, events);
+        }
+        let pause = (self.patience.now() > Duration::ZERO).then(Instant::now);
+        if pause.is_some_and(|began| self.look_around(began)) || self.ask_for_kicks() {
+            return Ok(0);
+        }
+        let began = pause.unwrap_or_else(Instant::now);
+        let count = self.take_events(-1, events)?;
+        self.patience.learn(began.elapsed());
+        Ok(count)
+    }
+
+    fn take_events(&mut self, timeout_ms: i32, events: &mut [EpollEvent]) -> io::Result<usize> {
+        self.rounds_awake = 0;
+        match self.epoll.wait(timeout_ms, events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            other => other,
+        }
+    }
+
     fn has_work(&self) -> bool {
-        self.engine.has_completions()
-            || (self.has_room() && self.rings.iter().flatten().any(Running::may_take))
+        self.has_room() && self.rings.iter().flatten().any(Running::may_take)
+    }
+
+    /// Looks for news as long as patience lasts: true when there are some.
+    fn look_around(&mut self, began: Instant) -> bool {
+        loop {
+            for _ in 0..LOOKS_BETWEEN_CLOCKS {
+                if self.sees_news() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if began.elapsed() >= self.patience.now() {
+                return false;
+            }
+        }
+    }
+
+    fn sees_news(&mut self) -> bool {
+        let has_room = self.has_room();
+        let mut found = self.engine.has_completions() || self.shared.mailbox(self.config.index).has_mail();
+        for ring in self.rings.iter_mut().flatten().filter(|_| has_room) {
+            ring.ready |= ring.vring.has_waiting();
+            found |= ring.may_take();
+        }
+        found
+    }
+
+    /// Has the guest kick from now on; true when a ring has got a request in between.
+    fn ask_for_kicks(&mut self) -> bool {
+        let mut found = false;
+        for ring in self.rings.iter_mut().flatten() {
+            ring.ready |= ring.vring.ask_for_kick();
+            found |= ring.may_take();
+        }
+        found && self.has_room()
     }
 
     fn note_event(&mut self, event: u64) {
@@ -215,6 +299,9 @@ impl Worker {
     }
 
     fn read_mail(&mut self) {
+        if !self.shared.mailbox(self.config.index).has_mail() {
+            return;
+        }
         let shared = Arc::clone(&self.shared);
         while let Some(mail) = shared.mailbox(self.config.index).receive() {
             match mail {

@@ -5,8 +5,8 @@ use std::io;
 use log::Level;
 
 use super::Worker;
-use crate::execute::{self, Context, Kind, Start, Work};
-use crate::limits::MAX_IN_FLIGHT;
+use crate::execute::{self, Context, Kind, Ranges, Start, Work};
+use crate::limits::{MAX_IN_FLIGHT, MAX_SPARE_SEGMENTS};
 use crate::memory::HostSlice;
 use crate::order::{Admission, Ticket};
 use crate::request::{Request, Status};
@@ -19,6 +19,8 @@ pub(super) struct InFlight {
     pub(super) queue: usize,
     pub(super) head: u16,
     pub(super) status: HostSlice,
+    /// What it touches, until it is admitted.
+    pub(super) ranges: Ranges,
     pub(super) work: Work,
     pub(super) kind: Kind,
     pub(super) len_bytes: u64,
@@ -31,14 +33,19 @@ impl Worker {
         let Some(ring) = &mut self.rings[queue] else {
             return;
         };
+        for segments in [&mut self.chain.readable, &mut self.chain.writable] {
+            if segments.capacity() == 0 {
+                *segments = self.spare_segments.pop().unwrap_or_default();
+            }
+        }
         if let Err(error) = ring.vring.walk(head, &mut self.chain) {
             log::debug!("guest={} event=bad-chain queue={queue} error=\"{error}\"", self.config.guest);
-            ring.publish(head, 0);
+            ring.give_back(head, 0);
             return self.count(Counter::Errors, 1);
         }
         let Some(request) = Request::parse(&mut self.chain, self.shared.disk.image().capacity_bytes) else {
             log::debug!("guest={} event=no-status-byte queue={queue}", self.config.guest);
-            ring.publish(head, 0);
+            ring.give_back(head, 0);
             return self.count(Counter::Errors, 1);
         };
         let status = request.status;
@@ -53,25 +60,42 @@ impl Worker {
             Ok(Start::Finished(outcome, data_bytes)) => self.answer(queue, head, status, outcome, data_bytes),
             Ok(Start::Slow(op)) => {
                 let (work, kind) = (Work::AwaitSlow { moved_bytes: 0 }, Kind::Flush);
+                let ranges = Ranges::NONE;
+                let (len_bytes, ticket) = (0, None);
                 let token =
-                    self.keep(InFlight { queue, head, status, work, kind, len_bytes: 0, ticket: None });
+                    self.keep(InFlight { queue, head, status, ranges, work, kind, len_bytes, ticket });
                 self.shared.syncer.submit(self.waiter(token), op);
             }
             Ok(Start::Ordered { ranges, kind, work }) => {
-                let len_bytes = work.memory_bytes();
-                let token = self.keep(InFlight { queue, head, status, work, kind, len_bytes, ticket: None });
-                match self.shared.gate.admit(&ranges, kind.access(), self.waiter(token)) {
-                    Admission::Now(ticket) => {
-                        self.requests[token].ticket = Some(ticket);
-                        self.run_admitted(token);
-                    }
-                    Admission::Parked(ticket) => {
-                        self.requests[token].ticket = Some(ticket);
-                        self.count(Counter::Parked, 1);
-                    }
-                }
+                let (len_bytes, ticket) = (work.memory_bytes(), None);
+                let token =
+                    self.keep(InFlight { queue, head, status, ranges, work, kind, len_bytes, ticket });
+                self.batch.push(token);
             }
         }
+    }
+
+    /// Admits the requests that were begun, all under one lock and in ring order, and starts those that may run.
+    pub(super) fn admit_batch(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        let (worker, before) = (self.config.index, batch.len());
+        let mut entrance = self.shared.gate.enter();
+        batch.retain(|&token| {
+            let request = &mut self.requests[token];
+            let waiter = Waiter { worker, token };
+            let admission = entrance.admit(request.ranges.as_slice(), request.kind.access(), waiter);
+            let may_run = matches!(admission, Admission::Now(_));
+            let (Admission::Now(ticket) | Admission::Parked(ticket)) = admission;
+            request.ticket = Some(ticket);
+            may_run
+        });
+        drop(entrance);
+        self.count(Counter::Parked, (before - batch.len()) as u64);
+        batch.drain(..).for_each(|token| self.run_admitted(token));
+        self.batch = batch;
     }
 
     /// Answers a request that was not kept.
@@ -106,10 +130,7 @@ impl Worker {
         let work = &mut self.requests[token].work;
         match work {
             Work::Transfer { bounces: false, .. } => self.submit_next(token),
-            Work::Transfer { bounces: true, .. } => match self.free_buffer() {
-                Some(buffer) => self.submit_bounced(token, buffer),
-                None => self.waiting_for_buffer.push_back(token),
-            },
+            Work::Transfer { bounces: true, .. } => self.waiting_for_buffer.push_back(token),
             Work::Slow(_) => {
                 if let Work::Slow(op) = std::mem::replace(work, Work::AwaitSlow { moved_bytes: 0 }) {
                     self.shared.syncer.submit(self.waiter(token), op);
@@ -136,15 +157,16 @@ impl Worker {
         }
     }
 
-    /// Gives a request back to its guest and then releases its ranges. `moved_bytes` is what was read or written.
+    /// Gives a request back to its guest; its ranges are released when the guest can see that. `moved_bytes` is what was read or written.
     pub(super) fn finish(&mut self, token: usize, status: Status, moved_bytes: u32) {
-        let request = self.requests.remove(token);
+        let mut request = self.requests.remove(token);
         let is_read = request.kind == Kind::Read && status == Status::Ok;
         if let Some(ring) = &mut self.rings[request.queue] {
             ring.finish(request.head, request.status, status, if is_read { moved_bytes } else { 0 });
         }
-        if let Some(ticket) = request.ticket {
-            self.shared.gate.release(ticket);
+        self.ended.extend(request.ticket.take());
+        if let Work::Transfer { transfer, .. } = &mut request.work {
+            self.keep_segments(transfer.take_segments());
         }
         self.count_request(request.kind, status, u64::from(moved_bytes));
         self.in_flight_bytes -= request.len_bytes;
@@ -157,10 +179,16 @@ impl Worker {
         }
     }
 
-    pub(super) fn release_early(&mut self, token: usize) {
-        if let Some(ticket) = self.requests[token].ticket.take() {
-            self.shared.gate.release(ticket);
+    /// Keeps the memory of a list for a later request.
+    fn keep_segments(&mut self, mut segments: Vec<HostSlice>) {
+        if segments.capacity() <= MAX_SPARE_SEGMENTS && self.spare_segments.len() < MAX_IN_FLIGHT {
+            segments.clear();
+            self.spare_segments.push(segments);
         }
+    }
+
+    pub(super) fn release_early(&mut self, token: usize) {
+        self.ended.extend(self.requests[token].ticket.take());
     }
 
     pub(super) fn count_request(&self, kind: Kind, status: Status, moved_bytes: u64) {

@@ -7,7 +7,9 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 use super::{Worker, watch};
-use crate::limits::{MAX_BATCH, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_ROUND_DESCRIPTORS};
+use crate::limits::{
+    MAX_BATCH, MAX_BATCH_IN_LINE, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_ROUND_DESCRIPTORS,
+};
 use crate::memory::HostSlice;
 use crate::request::Status;
 use crate::vring::Vring;
@@ -29,6 +31,9 @@ impl Worker {
         vring: Box<Vring>,
         features: u64,
     ) -> Result<(), (io::Error, Box<Vring>)> {
+        if self.rings.len() <= index {
+            self.rings.resize_with(index + 1, || None);
+        }
         assert!(self.rings[index].is_none(), "a ring is started only while it is stopped");
         // Edge-triggered and never read: a front end cannot make the worker block on its descriptor.
         let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
@@ -64,15 +69,17 @@ impl Worker {
             if walked >= MAX_ROUND_DESCRIPTORS {
                 return;
             }
-            let index = self.next_ring;
-            self.next_ring = (index + 1) % self.rings.len();
+            let index = self.next_ring % self.rings.len();
+            self.next_ring = index + 1;
             walked += self.drain_ring(index);
         }
     }
 
     /// Takes a batch from one ring and returns the number of descriptors walked.
-    pub(super) fn drain_ring(&mut self, index: usize) -> usize {
-        let room = (MAX_IN_FLIGHT - self.requests.len()).min(MAX_BATCH);
+    fn drain_ring(&mut self, index: usize) -> usize {
+        // In line the guest would see nothing until the batch is done, and so go to sleep for as long.
+        let longest = if self.engine.is_in_line() { MAX_BATCH_IN_LINE } else { MAX_BATCH };
+        let room = (MAX_IN_FLIGHT - self.requests.len()).min(longest);
         let has_room = self.has_room();
         let Some(ring) = self.rings[index].as_mut().filter(|ring| has_room && ring.may_take()) else {
             return 0;
@@ -83,11 +90,9 @@ impl Worker {
         for head in heads.drain(..) {
             self.begin(index, head);
             walked += self.chain.walked;
-            if self.engine.is_inline() {
-                self.reap_completions();
-            }
         }
         self.heads = heads;
+        self.admit_batch();
         walked
     }
 
@@ -95,11 +100,24 @@ impl Worker {
         self.requests.len() < MAX_IN_FLIGHT && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
     }
 
-    /// Signals guests, and hands back the rings that are to stop and have no request left.
-    pub(super) fn settle_rings(&mut self) {
+    /// Shows guests what has ended, releases its ranges, and runs what that lets run; then hands back the rings
+    /// that are to stop and have no request left.
+    pub(super) fn settle(&mut self) {
+        loop {
+            self.resume_waiting_for_buffer();
+            self.rings.iter_mut().flatten().for_each(|ring| ring.vring.publish());
+            let mut granted = std::mem::take(&mut self.granted);
+            self.shared.gate.release(self.config.index, &mut self.ended, &mut granted);
+            let is_done = granted.is_empty();
+            granted.drain(..).for_each(|waiter| self.run_admitted(waiter.token));
+            self.granted = granted;
+            self.engine.flush_submissions();
+            if is_done {
+                break;
+            }
+        }
         for slot in &mut self.rings {
             let Some(ring) = slot else { continue };
-            ring.vring.notify();
             if ring.vring.in_flight == 0
                 && let Some(reply) = ring.stopping.take()
                 && let Some(stopped) = slot.take()
@@ -108,6 +126,7 @@ impl Worker {
                 let _ = reply.send(stopped.vring);
             }
         }
+        while self.rings.pop_if(|last| last.is_none()).is_some() {}
     }
 }
 
@@ -121,14 +140,15 @@ impl Running {
         if !self.abandoned {
             status_at.copy_from(&[status.to_byte()]);
         }
-        self.publish(head, data_bytes + 1);
+        self.give_back(head, data_bytes + 1);
     }
 
-    pub(super) fn publish(&mut self, head: u16, written_bytes: u32) {
+    /// Gives a chain back, to be shown with the rest of the round.
+    pub(super) fn give_back(&mut self, head: u16, written_bytes: u32) {
         if self.abandoned {
             self.vring.end_request();
         } else {
-            self.vring.publish(head, written_bytes);
+            self.vring.give_back(head, written_bytes);
         }
     }
 }

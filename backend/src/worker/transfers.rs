@@ -1,7 +1,6 @@
 //! Reads and writes on their way: the IOs of each, one after the other, and what becomes of it.
 
 use std::io;
-use std::os::fd::AsRawFd;
 
 use log::Level;
 
@@ -17,38 +16,62 @@ use crate::transfer::{AlignedBuffer, BUFFER_ALIGNMENT_BYTES};
 
 impl Worker {
     /// Submits the next IO of a transfer, or ends it when nothing is left.
+    /// Carries on with a transfer: in line as far as that goes, then by the ring, or ends it when nothing is left.
     pub(super) fn submit_next(&mut self, token: usize) {
-        let Work::Transfer { transfer, .. } = &mut self.requests[token].work else {
-            return;
-        };
-        let Some(io) = transfer.next_io() else {
-            return self.finish_transfer(token, Status::Ok);
-        };
-        let file = self.shared.disk.file(self.config.access.looks_writable());
-        // SAFETY: the request stays at its place in `requests` until its completion was taken, its
-        // ring keeps the guest memory mapped until then, and the disk outlives the worker.
-        unsafe { self.engine.submit(file.as_raw_fd(), io, token) };
-    }
-
-    pub(super) fn submit_bounced(&mut self, token: usize, buffer: AlignedBuffer) {
-        if let Work::Transfer { transfer, .. } = &mut self.requests[token].work {
-            transfer.use_bounce_buffer(buffer);
+        loop {
+            let Work::Transfer { transfer, .. } = &mut self.requests[token].work else {
+                return;
+            };
+            let Some(io) = transfer.next_io() else {
+                return self.finish_transfer(token, Status::Ok);
+            };
+            // SAFETY: the segments are the request's; its ring keeps the guest memory mapped.
+            let Some(result) = (unsafe { self.engine.try_in_line(io) }) else {
+                // SAFETY: the request stays at its place in `requests` until its completion was taken, and its
+                // ring keeps the guest memory mapped until then.
+                return unsafe { self.engine.submit(io, token) };
+            };
+            if !self.note_io(Completion { token, result }) {
+                return;
+            }
         }
-        self.submit_next(token);
     }
 
-    pub(super) fn free_buffer(&mut self) -> Option<AlignedBuffer> {
+    /// Notes the outcome of one IO. True if the transfer goes on.
+    fn note_io(&mut self, Completion { token, result }: Completion) -> bool {
+        let Work::Transfer { transfer, .. } = &mut self.requests[token].work else {
+            return false;
+        };
+        match usize::try_from(result) {
+            Ok(0) => self.fail_transfer(token, &io::Error::other("the image ends before the disk does")),
+            Ok(count) => {
+                transfer.advance(count);
+                return true;
+            }
+            Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => return true,
+            Err(_) => self.fail_transfer(token, &io::Error::from_raw_os_error(-result)),
+        }
+        false
+    }
+
+    /// Starts the transfers that wait for a bounce buffer, as long as there is one.
+    pub(super) fn resume_waiting_for_buffer(&mut self) {
+        while !self.waiting_for_buffer.is_empty()
+            && let Some(buffer) = self.free_buffer()
+            && let Some(token) = self.waiting_for_buffer.pop_front()
+        {
+            if let Work::Transfer { transfer, .. } = &mut self.requests[token].work {
+                transfer.use_bounce_buffer(buffer);
+            }
+            self.submit_next(token);
+        }
+    }
+
+    fn free_buffer(&mut self) -> Option<AlignedBuffer> {
         self.free_buffers.pop().or_else(|| {
             self.unmade_buffers = self.unmade_buffers.checked_sub(1)?;
             Some(AlignedBuffer::new(BOUNCE_BUFFER_BYTES, BUFFER_ALIGNMENT_BYTES))
         })
-    }
-
-    pub(super) fn hand_on_buffer(&mut self, buffer: AlignedBuffer) {
-        match self.waiting_for_buffer.pop_front() {
-            Some(token) => self.submit_bounced(token, buffer),
-            None => self.free_buffers.push(buffer),
-        }
     }
 
     /// Carries on with the requests whose IO has ended. One pass: what that submits comes in the next round.
@@ -56,29 +79,14 @@ impl Worker {
         let mut completions = std::mem::take(&mut self.completions);
         self.engine.take_completions(&mut completions);
         for completion in completions.drain(..) {
-            self.io_done(completion);
+            if self.note_io(completion) {
+                self.submit_next(completion.token);
+            }
         }
         self.completions = completions;
-        self.engine.flush_submissions();
     }
 
-    pub(super) fn io_done(&mut self, completion: Completion) {
-        let Completion { token, result } = completion;
-        let Work::Transfer { transfer, .. } = &mut self.requests[token].work else {
-            return;
-        };
-        match usize::try_from(result) {
-            Ok(0) => self.fail_transfer(token, &io::Error::other("the image ends before the disk does")),
-            Ok(count) => {
-                transfer.advance(count);
-                self.submit_next(token);
-            }
-            Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => self.submit_next(token),
-            Err(_) => self.fail_transfer(token, &io::Error::from_raw_os_error(-result)),
-        }
-    }
-
-    pub(super) fn fail_transfer(&mut self, token: usize, error: &io::Error) {
+    fn fail_transfer(&mut self, token: usize, error: &io::Error) {
         let Work::Transfer { transfer, .. } = &self.requests[token].work else {
             return;
         };
@@ -91,15 +99,13 @@ impl Worker {
     }
 
     /// Ends a transfer: all bytes are moved, or it failed.
-    pub(super) fn finish_transfer(&mut self, token: usize, status: Status) {
+    fn finish_transfer(&mut self, token: usize, status: Status) {
         let Work::Transfer { transfer, .. } = &mut self.requests[token].work else {
             return;
         };
         let (direction, touched) = (transfer.direction(), transfer.touched_range());
         let moved_bytes = transfer.moved_bytes();
-        if let Some(buffer) = transfer.take_bounce_buffer() {
-            self.hand_on_buffer(buffer);
-        }
+        self.free_buffers.extend(transfer.take_bounce_buffer());
         let unsynced = match direction {
             // Failed writes count too: a part of them may be on the disk.
             Direction::Write => {

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::feature;
 use super::front::Front;
@@ -288,6 +288,28 @@ impl RawGuest {
         let (head, used_len) = ring.next_used(&self.memory)?;
         let pending = pending.remove(&head).expect("what is used was pending");
         Some((head, pending.finish(&mut self.memory, used_len)))
+    }
+
+    /// Asks to be told of the used entry of a queue that comes after `count` others.
+    pub fn ask_for_call_after(&self, queue: usize, count: u16) {
+        self.queues[queue].ring.ask_for_call_after(&self.memory, count);
+    }
+
+    /// Calls of the device since they were last counted.
+    pub fn take_calls(&self, queue: usize) -> u64 {
+        let call = &self.queues[queue].call;
+        let mut polled = [PollFd::new(call, PollFlags::IN)];
+        if poll(&mut polled, Some(&Timespec::default())).unwrap() == 0 {
+            return 0;
+        }
+        let mut count = [0; 8];
+        rustix::io::read(call, &mut count).unwrap();
+        u64::from_ne_bytes(count)
+    }
+
+    /// True when the device wants to be told of the next entry.
+    pub fn wants_kick(&self, queue: usize) -> bool {
+        self.queues[queue].ring.wants_next_kick(&self.memory, self.has_event_idx())
     }
 
     fn publish_descs(&mut self, queue: usize, descs: &[Desc], pending: Pending) -> u16 {

@@ -151,13 +151,27 @@ impl Ring {
         self.next_avail.wrapping_sub(event).wrapping_sub(1) < self.next_avail.wrapping_sub(old)
     }
 
+    /// True when the device wants to be told of the entry that will be published next.
+    pub fn wants_next_kick(&self, memory: &Memory, event_idx: bool) -> bool {
+        if event_idx {
+            memory.load::<u16>(self.avail_event()) == self.next_avail
+        } else {
+            memory.load::<u16>(self.used) & 1 == 0
+        }
+    }
+
     fn avail_event(&self) -> u64 {
         self.used + 4 + 8 * u64::from(self.size)
     }
 
     /// Asks to be told of the next used entry.
     pub fn ask_for_call(&self, memory: &Memory) {
-        memory.store(self.avail + 4 + 2 * u64::from(self.size), self.next_used);
+        self.ask_for_call_after(memory, 0);
+    }
+
+    /// Asks to be told of the used entry that comes after `count` others.
+    pub fn ask_for_call_after(&self, memory: &Memory, count: u16) {
+        memory.store(self.avail + 4 + 2 * u64::from(self.size), self.next_used.wrapping_add(count));
     }
 
     /// Takes the next used entry: head and length.
