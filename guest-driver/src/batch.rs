@@ -64,13 +64,22 @@ pub struct Batch {
     by_seq: HashMap<u64, usize>,
     epoch: u32,
     recorded_at_ms: u64,
+    store_seed: u32,
 }
 
 impl Batch {
-    /// An empty batch behind `tail`.
+    /// An empty batch behind `tail`; `store_seed` is [`crate::Superblock::record_seed`].
     #[must_use]
-    pub fn new(tail: Tail, epoch: u32, recorded_at_ms: u64) -> Self {
-        Self { tail, headers: Vec::new(), extents: Vec::new(), by_seq: HashMap::new(), epoch, recorded_at_ms }
+    pub fn new(tail: Tail, epoch: u32, recorded_at_ms: u64, store_seed: u32) -> Self {
+        Self {
+            tail,
+            headers: Vec::new(),
+            extents: Vec::new(),
+            by_seq: HashMap::new(),
+            epoch,
+            recorded_at_ms,
+            store_seed,
+        }
     }
 
     /// The header of a record of this batch.
@@ -103,7 +112,7 @@ impl Batch {
             data_hash: draft.data_hash,
         };
         assert!(geometry.holds_record(header.block, header.blocks), "a record never crosses a segment");
-        let bytes = header.encode();
+        let bytes = header.encode(self.store_seed);
         let into = self.extend(header.block, header.blocks);
         into[..bytes.len()].copy_from_slice(&bytes);
         into[bytes.len()..bytes.len() + draft.data.len()].copy_from_slice(draft.data);

@@ -95,8 +95,8 @@ fn damaged(block: u64, fact: &str) -> Error {
 /// The next record; it must be there.
 fn step<D: Device>(reader: &Reader<D>, superblock: &Superblock, cursor: &mut Cursor) -> Result<Header> {
     let block = cursor.block;
-    let (header, hash) =
-        read_header(reader.device(), block)?.map_err(|fault| damaged(block, &fault.to_string()))?;
+    let (header, hash) = read_header(reader.device(), superblock, block)?
+        .map_err(|fault| damaged(block, &fault.to_string()))?;
     if !cursor.accepts(&header, &superblock.geometry) {
         return Err(damaged(block, &format!("does not follow sequence {}: the chain is broken", cursor.seq)));
     }
@@ -127,7 +127,7 @@ fn place_before<D: Device>(
     };
     // A prefix that no path has: only the descriptors are read.
     while summary != 0 {
-        let (header, descriptor, _) = read_summary(reader.device(), geometry, summary, &[0xff; 2])?;
+        let (header, descriptor, _) = read_summary(reader.device(), superblock, summary, &[0xff; 2])?;
         if header.seq < seq {
             break;
         }
@@ -137,8 +137,8 @@ fn place_before<D: Device>(
         summary = descriptor.previous_block;
     }
     let block = if summary == 0 { geometry.first_block(*segment) } else { summary };
-    let (header, hash) =
-        read_header(reader.device(), block)?.map_err(|fault| damaged(block, &fault.to_string()))?;
+    let (header, hash) = read_header(reader.device(), superblock, block)?
+        .map_err(|fault| damaged(block, &fault.to_string()))?;
     let is_right = header.generation == entry.generation && (summary != 0 || header.seq == entry.first_seq);
     if !is_right {
         return Err(damaged(block, "is of another time"));
@@ -161,7 +161,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error or [`Error::Corrupt`].
     pub fn note(&self) -> Result<Note> {
-        let superblock = self.superblock()?;
+        let superblock = &*self.superblock()?;
         let control = Control::read(self.device(), superblock)?;
         let mut cursor = Cursor::at(&control.head.replay, 0);
         for _ in 0..=WINDOW_RECORDS_MAX {
@@ -182,7 +182,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// [`Error::Corrupt`] says what does not fit; a device error.
     pub fn verify_from(&self, note: &Note, mut progress: impl FnMut(u64, u64)) -> Result<(u64, Note)> {
-        let superblock = self.superblock()?;
+        let superblock = &*self.superblock()?;
         if superblock.uuid != note.uuid {
             return Err(Error::Corrupt("the note is of another store".to_owned()));
         }
@@ -227,7 +227,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error or [`Error::Corrupt`].
     pub fn follow(&self, from_seq: Option<u64>) -> Result<Follower> {
-        let superblock = self.superblock()?;
+        let superblock = &*self.superblock()?;
         let control = Control::read(self.device(), superblock)?;
         let replay = &control.head.replay;
         let from_seq = from_seq.unwrap_or(control.head.published_seq + 1);
@@ -245,7 +245,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error, [`Error::Corrupt`], or what `visit` returns; the follower then stands before that record.
     pub fn poll(&self, follower: &mut Follower, mut visit: impl FnMut(Event) -> Result<()>) -> Result<()> {
-        let superblock = self.superblock()?;
+        let superblock = &*self.superblock()?;
         let published_seq = Control::read(self.device(), superblock)?.head.published_seq;
         while follower.cursor.seq < published_seq {
             let mut cursor = follower.cursor.clone();

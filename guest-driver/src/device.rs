@@ -27,11 +27,40 @@ pub trait Device {
     /// The device failed or ends before the last byte; what is on the medium is unknown then.
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()>;
 
+    /// Writes `len_bytes` zeroes at `offset_bytes`, as [`Device::write`] would.
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        write_zeroes_plainly(self, offset_bytes, len_bytes)
+    }
+
     /// Makes every completed write durable.
     ///
     /// # Errors
     /// The device failed; it is unknown which writes are durable.
     fn flush(&self) -> DeviceResult<()>;
+}
+
+/// Blocks of zeroes in one write: 1 MiB.
+const ZEROES_BLOCKS: usize = 256;
+
+/// Zeroes by plain writes of 1 MiB.
+pub(crate) fn write_zeroes_plainly<D: Device + ?Sized>(
+    device: &D,
+    offset_bytes: u64,
+    len_bytes: u64,
+) -> DeviceResult<()> {
+    let zeroes = AlignedBuf::zeroed(ZEROES_BLOCKS);
+    let end_bytes = offset_bytes.saturating_add(len_bytes);
+    let mut at_bytes = offset_bytes;
+    while at_bytes < end_bytes {
+        let left = usize::try_from(end_bytes - at_bytes).unwrap_or(usize::MAX);
+        let piece = zeroes.as_slice().get(..left).unwrap_or(zeroes.as_slice());
+        device.write(at_bytes, piece)?;
+        at_bytes += piece.len() as u64;
+    }
+    Ok(())
 }
 
 impl<T: Device + ?Sized> Device for &T {
@@ -43,6 +72,9 @@ impl<T: Device + ?Sized> Device for &T {
     }
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
         (**self).write(offset_bytes, buf)
+    }
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        (**self).write_zeroes(offset_bytes, len_bytes)
     }
     fn flush(&self) -> DeviceResult<()> {
         (**self).flush()
@@ -58,6 +90,9 @@ impl<T: Device + ?Sized> Device for std::sync::Arc<T> {
     }
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
         (**self).write(offset_bytes, buf)
+    }
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        (**self).write_zeroes(offset_bytes, len_bytes)
     }
     fn flush(&self) -> DeviceResult<()> {
         (**self).flush()

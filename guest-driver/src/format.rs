@@ -4,11 +4,11 @@ use crate::control::{Head, Lease, LogPosition};
 use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
 use crate::layout::{
-    BLOCK_BYTES, Geometry, PAGE_HEAD, PAGE_LEASE, PAGE_SUPERBLOCK, ZONE_SEGMENTS_DEFAULT, block_offset,
-    page_offset,
+    BLOCK_BYTES, Geometry, PAGE_BYTES, PAGE_HEAD, PAGE_LEASE, PAGE_SUPERBLOCK, ZONE_SEGMENTS_DEFAULT,
+    block_offset, page_offset,
 };
 use crate::page::{Page, PageKind, encode_slot};
-use crate::superblock::Superblock;
+use crate::superblock::{Superblock, superblock_pages};
 use crate::table::{self, SegmentState, TableEntry};
 
 /// How `format` makes a store.
@@ -31,7 +31,8 @@ pub struct FormatOptions {
 /// Blocks at the beginning of the device that must be zero unless forced.
 const CHECKED_BLOCKS: u64 = 256;
 
-/// Makes a store. The index is not written: slots that no writer of this store has written are empty.
+/// Makes a store. Index and segment table are zeroed, and every place where a superblock may lie: nothing that was there before is taken
+/// for a part of it, and a reader of an older store finds nothing any more.
 ///
 /// # Errors
 /// [`Error::NotEmpty`] when the device holds something and `force` is not set, [`Error::BadGeometry`], or a device error.
@@ -56,9 +57,14 @@ pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblo
     let created_at_ms = options.fixed_clock_ms.unwrap_or_else(crate::clock_ms);
     let superblock = Superblock { uuid, path_key, geometry, created_at_ms, is_read_only: false };
     let copy_page = superblock.geometry.superblock_copy_page();
-    for page_no in [PAGE_SUPERBLOCK, copy_page] {
-        // crash here: no superblock, no store: `format` runs again.
-        device.write(page_offset(page_no), AlignedBuf::zeroed(2).as_slice())?;
+    for page_no in superblock_pages(device.size_bytes()) {
+        // crash here: no superblock, or one of an older store with all that it had; `format` runs again.
+        device.write_zeroes(page_offset(page_no), PAGE_BYTES)?;
+    }
+    device.flush()?;
+    // crash here, and below: no superblock, no store.
+    for (first_page, page_count) in superblock.geometry.zeroed_pages() {
+        device.write_zeroes(page_offset(first_page), page_count * PAGE_BYTES)?;
     }
     device.flush()?;
     write_first_pages(device, &superblock, epoch)?;

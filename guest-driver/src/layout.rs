@@ -271,6 +271,14 @@ impl Geometry {
         self.segment_count - 1 - self.regions.iter().map(|r| r.zones).sum::<u64>()
     }
 
+    /// First page and number of pages of everything that a new store needs empty: meta pages and table, and each index segment.
+    pub fn zeroed_pages(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let meta_pages = PAGE_TABLE + self.segment_count.div_ceil(TABLE_ENTRIES_PER_PAGE);
+        let index_segments = (1..self.segment_count).filter(|segment| self.is_index_segment(*segment));
+        let pages = self.pages_per_segment();
+        std::iter::once((0, meta_pages)).chain(index_segments.map(move |segment| (segment * pages, pages)))
+    }
+
     /// Page numbers of all index pages, in order.
     pub fn index_pages(&self) -> impl Iterator<Item = u64> + '_ {
         let pages = self.pages_per_segment();

@@ -5,7 +5,7 @@
 use crate::control::{Control, Head};
 use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
-use crate::layout::{Geometry, PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
+use crate::layout::{PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
 use crate::locator::Locator;
 use crate::log::{Tail, load_tail, read_blocks, read_header};
 use crate::page::{PageId, PageKind, read_page};
@@ -20,15 +20,16 @@ use std::collections::HashSet;
 /// The Summary or Seal at a block, with its list.
 pub(crate) fn read_summary<D: Device>(
     device: &D,
-    geometry: &Geometry,
+    superblock: &Superblock,
     block: u64,
     prefix: &[u8],
 ) -> Result<(Header, Descriptor, Vec<Item>)> {
     let corrupt = |fact: &str| Error::Corrupt(format!("Summary at block {block}: {fact}"));
+    let geometry = &superblock.geometry;
     if !geometry.holds_record(block, 1) {
         return Err(corrupt("address out of bounds"));
     }
-    let (header, _) = read_header(device, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
+    let (header, _) = read_header(device, superblock, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
     if header.kind.has_path() || !geometry.holds_record(block, header.blocks) {
         return Err(corrupt("no Summary"));
     }
@@ -47,8 +48,14 @@ pub(crate) fn used_segments<D: Device>(
     device: &D,
     superblock: &Superblock,
 ) -> Result<Vec<(u64, TableEntry)>> {
+    Ok(table_segments(device, superblock)?.0)
+}
+
+/// Segments in use with their table entries, and whether a slot of the table is damaged.
+fn table_segments<D: Device>(device: &D, superblock: &Superblock) -> Result<(Vec<(u64, TableEntry)>, bool)> {
     let geometry = &superblock.geometry;
     let mut used = Vec::new();
+    let mut is_damaged = false;
     for number in 0..geometry.segment_count.div_ceil(TABLE_ENTRIES_PER_PAGE) {
         let id = PageId {
             store_id: Some(superblock.store_id()),
@@ -56,6 +63,7 @@ pub(crate) fn used_segments<D: Device>(
             kind: PageKind::Table,
         };
         let (page, _) = read_page(device, id)?;
+        is_damaged |= page.is_lost;
         let first = number * TABLE_ENTRIES_PER_PAGE;
         let end = geometry.segment_count.min(first + TABLE_ENTRIES_PER_PAGE);
         for segment in (first..end).filter(|s| geometry.is_data_segment(*s)) {
@@ -65,26 +73,50 @@ pub(crate) fn used_segments<D: Device>(
             }
         }
     }
-    Ok(used)
+    Ok((used, is_damaged))
 }
 
-/// Records from the last Summary before the head to the end of what is published, oldest first.
-fn open_end<D: Device>(device: &D, superblock: &Superblock, head: &Head, epoch: u32) -> Result<Vec<Header>> {
+/// Records from the last Summary before the head to the end of what is published, oldest first, and whether one is damaged.
+fn open_end<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+    head: &Head,
+    epoch: u32,
+) -> Result<(Vec<Header>, bool)> {
     let geometry = &superblock.geometry;
-    let mut tail: Tail = load_tail(device, geometry, &head.replay, epoch)?;
+    let mut tail: Tail = load_tail(device, superblock, &head.replay, epoch)?;
     let mut headers = Vec::new();
     for item in std::mem::take(&mut tail.pending) {
-        if let Ok((header, _)) = read_header(device, item.block)? {
+        if let Ok((header, _)) = read_header(device, superblock, item.block)? {
             headers.push(header);
         }
     }
     while tail.cursor.seq < head.published_seq {
-        match read_header(device, tail.cursor.block)? {
+        match read_header(device, superblock, tail.cursor.block)? {
             Ok((header, hash)) if tail.cursor.accepts(&header, geometry) => {
                 tail.advance(&header, hash, geometry);
                 headers.push(header);
             }
             _ => break,
+        }
+    }
+    Ok((headers, !tail.damaged_blocks.is_empty()))
+}
+
+/// Records with a path in the blocks `from..to` of a segment, oldest first, by their headers.
+fn walk<D: Device>(device: &D, superblock: &Superblock, from: u64, to: u64) -> Result<Vec<Header>> {
+    let mut headers: Vec<Header> = Vec::new();
+    let mut block = from;
+    while block < to {
+        let last_seq = headers.last().map_or(0, |header| header.seq);
+        match read_header(device, superblock, block)? {
+            Ok((header, _)) if header.seq > last_seq => {
+                block += u64::from(header.blocks);
+                if header.kind.has_path() {
+                    headers.push(header);
+                }
+            }
+            _ => block += 1,
         }
     }
     Ok(headers)
@@ -95,6 +127,8 @@ struct Newest<'a, F> {
     prefix: &'a [u8],
     replaced: HashSet<Vec<u8>>,
     visit: F,
+    /// Something that lists paths is damaged.
+    is_damaged: bool,
 }
 
 impl<F: FnMut(Locator) -> Result<()>> Newest<'_, F> {
@@ -122,23 +156,25 @@ impl<D: Device> Reader<D> {
     /// Summary.
     ///
     /// # Errors
-    /// A device error, [`Error::Corrupt`], or what `visit` returns.
+    /// A device error, or what `visit` returns. [`Error::Corrupt`] comes after everything that can still be listed.
     pub fn list(&self, prefix: &str, visit: impl FnMut(Locator) -> Result<()>) -> Result<()> {
-        let superblock = self.superblock()?;
+        let superblock = &*self.superblock()?;
         let device = self.device();
         let geometry = &superblock.geometry;
         let control = Control::read(device, superblock)?;
         let replay = &control.head.replay;
         let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
-        let mut newest = Newest { prefix, replaced: HashSet::new(), visit };
-        for header in open_end(device, superblock, &control.head, control.head_page.epoch)?.iter().rev() {
+        let mut newest = Newest { prefix, replaced: HashSet::new(), visit, is_damaged: false };
+        let (open, is_end_damaged) = open_end(device, superblock, &control.head, control.head_page.epoch)?;
+        for header in open.iter().rev() {
             if header.kind.has_path() {
                 newest.see(Item::of(header), header.generation)?;
             }
         }
         let open_segment = geometry.segment_of(replay.block);
         self.list_summaries(superblock, replay.summary_block, &mut newest)?;
-        let mut sealed: Vec<(u64, TableEntry)> = used_segments(device, superblock)?
+        let (used, is_table_damaged) = table_segments(device, superblock)?;
+        let mut sealed: Vec<(u64, TableEntry)> = used
             .into_iter()
             .filter(|(segment, entry)| {
                 *segment != open_segment && entry.seal_block != 0 && entry.first_seq <= replay.seq
@@ -152,6 +188,11 @@ impl<D: Device> Reader<D> {
                 &mut newest,
             )?;
         }
+        if newest.is_damaged || is_end_damaged || is_table_damaged {
+            return Err(Error::Corrupt(
+                "paths may be missing from the list: run `receipt verify`".to_owned(),
+            ));
+        }
         Ok(())
     }
 
@@ -163,8 +204,10 @@ impl<D: Device> Reader<D> {
         newest: &mut Newest<'_, F>,
     ) -> Result<()> {
         while block != 0 {
-            let (header, descriptor, items) =
-                read_summary(self.device(), &superblock.geometry, block, newest.prefix)?;
+            let summary = read_summary(self.device(), superblock, block, newest.prefix);
+            let Ok((header, descriptor, items)) = summary else {
+                return self.list_without_summary(superblock, block, newest, summary.err());
+            };
             for item in items.into_iter().rev() {
                 newest.see(item, header.generation)?;
             }
@@ -172,6 +215,28 @@ impl<D: Device> Reader<D> {
                 return Err(Error::Corrupt(format!("Summary at block {block} links forward")));
             }
             block = descriptor.previous_block;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Device> Reader<D> {
+    /// The records of a segment before `block`, where a Summary is damaged.
+    fn list_without_summary<F: FnMut(Locator) -> Result<()>>(
+        &self,
+        superblock: &Superblock,
+        block: u64,
+        newest: &mut Newest<'_, F>,
+        fault: Option<Error>,
+    ) -> Result<()> {
+        if let Some(error @ Error::Device(_)) = fault {
+            return Err(error);
+        }
+        newest.is_damaged = true;
+        let geometry = &superblock.geometry;
+        let first = geometry.first_block(geometry.segment_of(block));
+        for header in walk(self.device(), superblock, first, block)?.iter().rev() {
+            newest.see(Item::of(header), header.generation)?;
         }
         Ok(())
     }
@@ -192,7 +257,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error or [`Error::Corrupt`].
     pub fn usage(&self) -> Result<Usage> {
-        let superblock = self.superblock()?;
+        let superblock = &*self.superblock()?;
         let used = used_segments(self.device(), superblock)?;
         Ok(Usage {
             free_segments: superblock.geometry.data_segment_count().saturating_sub(used.len() as u64),

@@ -7,6 +7,7 @@ use crate::log::read_blocks;
 use crate::path::ReceiptPath;
 use crate::reader::Receipt;
 use crate::record::{Header, Kind};
+use crate::superblock::Superblock;
 
 /// `path@block.blocks.generation.seq`. It pins one version: that may be one that was since replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,11 +54,11 @@ impl Locator {
         })
     }
 
-    /// Reads the receipt with one device read, no superblock and no index. `None` when the record there is another one.
+    /// Reads the receipt with one device read and no index. `None` when the record there is another one, or of another store.
     ///
     /// # Errors
     /// A device error other than an address beyond the end, or [`Error::CorruptReceipt`].
-    pub fn read<D: Device>(&self, device: &D) -> Result<Option<Receipt>> {
+    pub fn read<D: Device>(&self, device: &D, superblock: &Superblock) -> Result<Option<Receipt>> {
         let bytes = u64::from(self.blocks) * BLOCK_BYTES;
         let end = self.block.checked_mul(BLOCK_BYTES).and_then(|start| start.checked_add(bytes));
         if bytes == 0
@@ -67,7 +68,7 @@ impl Locator {
             return Ok(None);
         }
         let buf = read_blocks(device, self.block, self.blocks)?;
-        let Ok((header, _)) = Header::parse(buf.as_slice()) else {
+        let Ok((header, _)) = Header::parse(buf.as_slice(), superblock.record_seed()) else {
             return Ok(None);
         };
         let is_same = header.kind == Kind::Put

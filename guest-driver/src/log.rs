@@ -9,6 +9,7 @@ use crate::layout::{BLOCK_BYTES_USIZE, Geometry, SUMMARY_BLOCKS_MAX, SUMMARY_REC
 use crate::record::{Header, Kind, RecordFault, record_blocks};
 use crate::rules::Rule;
 use crate::summary::{DESCRIPTOR_BYTES_MAX, Descriptor, ITEM_BYTES, Item};
+use crate::superblock::Superblock;
 
 /// A place in the log from which headers can be followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,11 +90,12 @@ pub fn seal_link(header: &Header, geometry: &Geometry) -> Option<(u64, u32)> {
 /// A device error. Bytes that are no header are `Ok(Err(fault))`.
 pub fn read_header<D: Device>(
     device: &D,
+    superblock: &Superblock,
     block: u64,
 ) -> Result<std::result::Result<(Header, [u8; 32]), RecordFault>> {
     let mut buf = AlignedBuf::zeroed(1);
     device.read(block_offset(block), buf.as_mut_slice())?;
-    let parsed = Header::parse(buf.as_slice());
+    let parsed = Header::parse(buf.as_slice(), superblock.record_seed());
     Ok(parsed.and_then(|(h, hash)| {
         if h.block == block { Ok((h, hash)) } else { Err(RecordFault::BadField("self_block")) }
     }))
@@ -122,6 +124,8 @@ pub struct Tail {
     pub pending: Vec<Item>,
     pending_bytes: u64,
     blocks_since_summary: u64,
+    /// Blocks between the last Summary and here in which no record was found where one begins.
+    pub damaged_blocks: Vec<u64>,
 }
 
 impl Tail {
@@ -134,6 +138,7 @@ impl Tail {
             pending: Vec::new(),
             pending_bytes: 0,
             blocks_since_summary: 0,
+            damaged_blocks: Vec::new(),
         }
     }
 
@@ -209,16 +214,17 @@ pub fn data_bytes_max(geometry: &Geometry) -> u64 {
 }
 
 /// Follows the headers from the last Summary before `position` (or the start of its segment) to `position`: at most one
-/// Summary's worth. Returns the tail with the records that the next Summary has to list.
+/// Summary's worth. Returns the tail with the records that the next Summary has to list, and where headers in between do not verify.
 ///
 /// # Errors
-/// A device error, or [`Error::Corrupt`] when a header in between does not verify.
+/// A device error, or [`Error::Corrupt`] when the records do not lead to `position`.
 pub fn load_tail<D: Device>(
     device: &D,
-    geometry: &Geometry,
+    superblock: &Superblock,
     position: &LogPosition,
     epoch: u32,
 ) -> Result<Tail> {
+    let geometry = &superblock.geometry;
     let mut tail = Tail::at(position, epoch);
     let segment = geometry.segment_of(position.block);
     let mut block = geometry.first_block(segment);
@@ -227,11 +233,16 @@ pub fn load_tail<D: Device>(
     }
     let mut is_at_summary = position.summary_block != 0;
     while block < position.block {
-        let (header, _) = read_header(device, block)?
-            .map_err(|fault| Error::Corrupt(format!("record at block {block}: {fault}")))?;
-        if header.generation != position.generation || header.seq > position.seq {
-            return Err(Error::Corrupt(format!("record at block {block} is of another time")));
-        }
+        let parsed = read_header(device, superblock, block)?.ok();
+        let is_of_now =
+            |header: &Header| header.generation == position.generation && header.seq <= position.seq;
+        let Some((header, _)) = parsed.filter(|(header, _)| is_of_now(header)) else {
+            // Rot. The position is known without it, so the log goes on; this record will be in no Summary.
+            tail.damaged_blocks.push(block);
+            is_at_summary = false;
+            block += 1;
+            continue;
+        };
         if header.kind.has_path() {
             tail.note(&header);
         } else if !is_at_summary {

@@ -2,10 +2,10 @@
 //!
 //! Invariant: a block device is never read or written through the page cache.
 
-use crate::device::{AlignedBuf, Device, DeviceResult, check_range};
+use crate::device::{AlignedBuf, Device, DeviceResult, check_range, write_zeroes_plainly};
 use crate::error::{DeviceError, DeviceOp, Error, Result};
 use crate::layout::BLOCK_BYTES_USIZE;
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -165,6 +165,18 @@ impl Device for RawDevice {
             self.file.write_all_at(aligned.as_slice(), offset_bytes)
         };
         done.map_err(|source| DeviceError { op: DeviceOp::Write, offset_bytes, len_bytes, source })
+    }
+
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        let is_inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.size_bytes);
+        let zero =
+            |how| rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset_bytes, len_bytes);
+        // The first takes no room. Where the disk or the file system cannot, plain writes do, or say what is wrong.
+        let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
+        if is_inside && ways.into_iter().any(|how| zero(how).is_ok()) {
+            return Ok(());
+        }
+        write_zeroes_plainly(self, offset_bytes, len_bytes)
     }
 
     fn flush(&self) -> DeviceResult<()> {

@@ -16,7 +16,7 @@ use crate::record::{Header, Kind, RecordFault};
 use crate::rules::Rule;
 use crate::superblock::Superblock;
 use crate::window::Window;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A receipt that was read and verified.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl Stat {
 pub struct Reader<D> {
     device: D,
     name: String,
-    superblock: OnceLock<Superblock>,
+    superblock: Mutex<Option<Arc<Superblock>>>,
     window: Mutex<Window>,
 }
 
@@ -100,19 +100,32 @@ enum Attempt<T> {
 impl<D: Device> Reader<D> {
     /// A reader of `device`; `name` is for messages. Nothing is read yet.
     pub fn new(device: D, name: &str) -> Self {
-        Self { device, name: name.to_owned(), superblock: OnceLock::new(), window: Mutex::default() }
+        Self { device, name: name.to_owned(), superblock: Mutex::default(), window: Mutex::default() }
     }
 
-    /// The superblock, read once.
+    /// The superblock, read once, and again where a path is not found: the store may have grown or been formatted since.
     ///
     /// # Errors
     /// As [`Superblock::read`].
-    pub fn superblock(&self) -> Result<&Superblock> {
-        if let Some(superblock) = self.superblock.get() {
-            return Ok(superblock);
+    pub fn superblock(&self) -> Result<Arc<Superblock>> {
+        match self.known_superblock() {
+            Some(superblock) => Ok(superblock),
+            None => self.read_superblock(),
         }
-        let superblock = Superblock::read(&self.device, &self.name)?;
-        Ok(self.superblock.get_or_init(|| superblock))
+    }
+
+    fn known_superblock(&self) -> Option<Arc<Superblock>> {
+        self.superblock.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn read_superblock(&self) -> Result<Arc<Superblock>> {
+        let superblock = Arc::new(Superblock::read(&self.device, &self.name)?);
+        let mut known = self.superblock.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_some_and(|known| known.uuid != superblock.uuid) {
+            *self.window.lock().unwrap_or_else(PoisonError::into_inner) = Window::default();
+        }
+        *known = Some(superblock.clone());
+        Ok(superblock)
     }
 
     /// The device.
@@ -125,7 +138,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Pending`], [`Error::CorruptReceipt`], or a device error.
     pub fn get(&self, path: &ReceiptPath) -> Result<Receipt> {
-        self.find(path, |entry| self.read_record(path, entry))
+        self.find(path, |superblock, entry| self.read_record(superblock, path, entry))
     }
 
     /// Reads the header of the newest version: 3 device reads cold, 2 warm, whatever the size of the data.
@@ -133,7 +146,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// As [`Reader::get`].
     pub fn stat(&self, path: &ReceiptPath) -> Result<Stat> {
-        self.find(path, |entry| self.read_stat(path, entry))
+        self.find(path, |superblock, entry| self.read_stat(superblock, path, entry))
     }
 
     /// Reads an older version; 1 is the first. One more device read a version back.
@@ -151,11 +164,12 @@ impl<D: Device> Reader<D> {
                 path: path.to_string(),
                 fact: format!("older version at block {block}: {fact}"),
             };
-            if !self.superblock()?.geometry.holds_record(block, 1) {
+            let superblock = &*self.superblock()?;
+            if !superblock.geometry.holds_record(block, 1) {
                 return Err(corrupt("address out of bounds"));
             }
             let (header, _) =
-                read_header(&self.device, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
+                read_header(&self.device, superblock, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
             let is_older = header.version < stat.header.version;
             if header.seq != seq || header.meta != path.as_str().as_bytes() || !is_older {
                 return Err(corrupt("another record"));
@@ -163,29 +177,50 @@ impl<D: Device> Reader<D> {
             stat.header = header;
         }
         let locator = stat.locator();
-        locator.read(&self.device)?.ok_or_else(|| Error::CorruptReceipt {
+        locator.read(&self.device, &*self.superblock()?)?.ok_or_else(|| Error::CorruptReceipt {
             path: path.to_string(),
             fact: format!("version {version} changed while it was read"),
         })
     }
 
-    /// Reads by locator with one device read; one that does not fit any more falls back to its path.
+    /// Reads by locator with one device read, and one for the superblock when cold; one that does not fit any more falls back to its
+    /// path.
     ///
     /// # Errors
     /// As [`Reader::get`].
     pub fn get_locator(&self, locator: &Locator) -> Result<Receipt> {
-        match locator.read(&self.device)? {
+        match locator.read(&self.device, &*self.superblock()?)? {
             Some(receipt) => Ok(receipt),
             None => self.get(&locator.path),
         }
     }
 
-    fn find<T>(&self, path: &ReceiptPath, read: impl Fn(&Entry) -> Result<Attempt<T>>) -> Result<T> {
-        let superblock = self.superblock()?;
+    fn find<T>(
+        &self,
+        path: &ReceiptPath,
+        read: impl Fn(&Superblock, &Entry) -> Result<Attempt<T>>,
+    ) -> Result<T> {
+        let Some(known) = self.known_superblock() else {
+            return self.find_in(&*self.read_superblock()?, path, &read);
+        };
+        let answer = self.find_in(&known, path, &read);
+        if answer.is_ok() || matches!(answer, Err(Error::Device(_))) || !Rule::MissReadsSuperblock.holds() {
+            return answer;
+        }
+        let now = self.read_superblock()?;
+        if now == known { answer } else { self.find_in(&now, path, &read) }
+    }
+
+    fn find_in<T>(
+        &self,
+        superblock: &Superblock,
+        path: &ReceiptPath,
+        read: &impl Fn(&Superblock, &Entry) -> Result<Attempt<T>>,
+    ) -> Result<T> {
         let hash = superblock.path_hash(path.as_str().as_bytes());
         let mut fact = String::new();
         for _ in 0..GET_ATTEMPTS_MAX {
-            match self.attempt(superblock, hash, &read)? {
+            match self.attempt(superblock, hash, read)? {
                 (Attempt::Hit(hit), found) if !found.is_damaged => return Ok(hit),
                 (Attempt::Mismatch(found), _) => {
                     fact = found;
@@ -200,7 +235,7 @@ impl<D: Device> Reader<D> {
             // A miss: the put may have been acknowledged since the bucket was read, or lie in the replay window. Or a hit in a page
             // with a damaged slot: the other slot may be rotten and have named a newer version.
             let control = Control::read(&self.device, superblock)?;
-            match self.attempt(superblock, hash, &read)? {
+            match self.attempt(superblock, hash, read)? {
                 (Attempt::Hit(hit), found) => {
                     if self.is_rotten(superblock, &control, &found)? {
                         return Err(damaged_slot(path));
@@ -218,11 +253,11 @@ impl<D: Device> Reader<D> {
         &self,
         superblock: &Superblock,
         hash: PathHash,
-        read: &impl Fn(&Entry) -> Result<Attempt<T>>,
+        read: &impl Fn(&Superblock, &Entry) -> Result<Attempt<T>>,
     ) -> Result<(Attempt<T>, Found)> {
         let found = self.search_buckets(superblock, hash)?;
         for (_, entry) in &found.entries {
-            match read(entry)? {
+            match read(superblock, entry)? {
                 Attempt::Miss => {} // another path with the same tag
                 answer => return Ok((answer, found)),
             }
@@ -281,9 +316,14 @@ impl<D: Device> Reader<D> {
         })
     }
 
-    fn read_record(&self, path: &ReceiptPath, entry: &Entry) -> Result<Attempt<Receipt>> {
+    fn read_record(
+        &self,
+        superblock: &Superblock,
+        path: &ReceiptPath,
+        entry: &Entry,
+    ) -> Result<Attempt<Receipt>> {
         let buf = read_blocks(&self.device, entry.block, entry.blocks)?;
-        let header = match Header::parse(buf.as_slice()) {
+        let header = match Header::parse(buf.as_slice(), superblock.record_seed()) {
             Ok((header, _)) => header,
             Err(fault) => return Ok(mismatch(entry, &fault.to_string())),
         };
@@ -298,8 +338,8 @@ impl<D: Device> Reader<D> {
         })
     }
 
-    fn read_stat(&self, path: &ReceiptPath, entry: &Entry) -> Result<Attempt<Stat>> {
-        let header = match read_header(&self.device, entry.block)? {
+    fn read_stat(&self, superblock: &Superblock, path: &ReceiptPath, entry: &Entry) -> Result<Attempt<Stat>> {
+        let header = match read_header(&self.device, superblock, entry.block)? {
             Ok((header, _)) => header,
             Err(fault) => return Ok(mismatch(entry, &fault.to_string())),
         };

@@ -60,7 +60,7 @@ impl Kind {
 pub struct RecordRaw {
     /// `RSRC`.
     pub magic: [u8; 4],
-    /// CRC-32C of byte 8 to the end of the padded path.
+    /// CRC-32C of the uuid of the store, then byte 8 to the end of the padded path.
     pub header_crc32c: U32,
     /// Sequence, from 1, no gaps.
     pub seq: U64,
@@ -150,6 +150,9 @@ pub enum RecordFault {
     /// A field is out of bounds.
     #[error("header field {0} is out of bounds")]
     BadField(&'static str),
+    /// The header is whole, but of a kind that this program does not know.
+    #[error("kind {0} is not known: use a newer `receipt`")]
+    UnknownKind(u8),
     /// The data does not match its hash.
     #[error("data does not match its hash")]
     BadData,
@@ -162,9 +165,9 @@ impl Header {
         HEADER_BYTES + self.meta.len().next_multiple_of(8)
     }
 
-    /// The header's bytes, checksum included.
+    /// The header's bytes, checksum included. `store_seed` binds it to its store: [`crate::Superblock::record_seed`].
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, store_seed: u32) -> Vec<u8> {
         let raw = RecordRaw {
             magic: RECORD_MAGIC,
             header_crc32c: U32::ZERO,
@@ -189,17 +192,17 @@ impl Header {
         let mut bytes = vec![0; self.len_bytes()];
         bytes[..HEADER_BYTES].copy_from_slice(raw.as_bytes());
         bytes[HEADER_BYTES..HEADER_BYTES + self.meta.len()].copy_from_slice(&self.meta);
-        let crc = crc32c::crc32c(&bytes[8..]);
+        let crc = crc32c::crc32c_append(store_seed, &bytes[8..]);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     /// Reads a header from the first bytes of a record (4096 are always enough). Returns it with its hash, which the
-    /// next record carries.
+    /// next record carries. A record of another store has a wrong checksum.
     ///
     /// # Errors
     /// The first [`RecordFault`].
-    pub fn parse(bytes: &[u8]) -> Result<(Self, [u8; 32]), RecordFault> {
+    pub fn parse(bytes: &[u8], store_seed: u32) -> Result<(Self, [u8; 32]), RecordFault> {
         let (raw, _) = RecordRaw::ref_from_prefix(bytes).map_err(|_| RecordFault::NoMagic)?;
         if raw.magic != RECORD_MAGIC {
             return Err(RecordFault::NoMagic);
@@ -207,10 +210,10 @@ impl Header {
         let meta_len = usize::from(raw.path_len.get());
         let padded = HEADER_BYTES + meta_len.next_multiple_of(8);
         let whole = bytes.get(..padded).ok_or(RecordFault::BadField("path_len"))?;
-        if crc32c::crc32c(&whole[8..]) != raw.header_crc32c.get() {
+        if crc32c::crc32c_append(store_seed, &whole[8..]) != raw.header_crc32c.get() {
             return Err(RecordFault::BadHeaderCrc);
         }
-        let kind = Kind::from_number(raw.kind).ok_or(RecordFault::BadField("kind"))?;
+        let kind = Kind::from_number(raw.kind).ok_or(RecordFault::UnknownKind(raw.kind))?;
         let header = Self {
             seq: raw.seq.get(),
             epoch: raw.epoch.get(),
@@ -283,6 +286,8 @@ pub fn record_blocks(meta_len: usize, data_len: u64) -> u64 {
 pub(crate) mod tests {
     use super::*;
 
+    const SEED: u32 = 7;
+
     pub(crate) fn header(path: &str, data: &[u8]) -> Header {
         Header {
             seq: 5,
@@ -308,14 +313,15 @@ pub(crate) mod tests {
     #[test]
     fn headers_round_trip_and_every_changed_byte_is_noticed() {
         let header = header("a/b.png", b"data");
-        let bytes = header.encode();
+        let bytes = header.encode(SEED);
         assert_eq!(bytes.len(), 152);
-        assert_eq!(Header::parse(&bytes).unwrap().0, header);
+        assert_eq!(Header::parse(&bytes, SEED).unwrap().0, header);
+        assert_eq!(Header::parse(&bytes, SEED + 1), Err(RecordFault::BadHeaderCrc), "of another store");
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 0x10;
-            assert!(Header::parse(&bad).is_err(), "byte {at}");
-            assert!(Header::parse(&bytes[..at]).is_err(), "cut at {at}");
+            assert!(Header::parse(&bad, SEED).is_err(), "byte {at}");
+            assert!(Header::parse(&bytes[..at], SEED).is_err(), "cut at {at}");
         }
     }
 
@@ -324,7 +330,7 @@ pub(crate) mod tests {
         let fault = |change: fn(&mut Header)| {
             let mut bad = header("a", b"data");
             change(&mut bad);
-            Header::parse(&bad.encode()).unwrap_err()
+            Header::parse(&bad.encode(SEED), SEED).unwrap_err()
         };
         assert_eq!(fault(|h| h.blocks = 2), RecordFault::BadField("blocks"));
         assert_eq!(fault(|h| h.data_len = u64::MAX), RecordFault::BadField("data_len"));
@@ -336,7 +342,7 @@ pub(crate) mod tests {
     #[test]
     fn changed_data_does_not_verify() {
         let header = header("a", b"data");
-        let mut bytes = header.encode();
+        let mut bytes = header.encode(SEED);
         bytes.extend_from_slice(b"data");
         assert_eq!(header.data(&bytes).unwrap(), b"data");
         *bytes.last_mut().unwrap() ^= 1;

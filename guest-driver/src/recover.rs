@@ -12,15 +12,15 @@ use crate::layout::{BATCH_BYTES_MAX, BLOCK_BYTES, PAGE_HEAD, PAGE_LEASE, WINDOW_
 use crate::log::{Cursor, Tail, load_tail, read_blocks, read_header};
 use crate::page::{Page, PageKind};
 use crate::page_store::PageStore;
-use crate::record::{FLAG_BATCH_START, Header, Kind};
+use crate::record::{FLAG_BATCH_START, Header, Kind, RecordFault};
 use crate::rules::Rule;
 use crate::superblock::Superblock;
-use crate::table;
+use crate::table::{self, SegmentState};
 use crate::writer::{Writer, WriterOptions};
 use std::collections::HashMap;
 
 impl<D: Device> Writer<D> {
-    /// Opens the store for writing. After a clean close this costs four small reads, the headers since the last Summary, one write
+    /// Opens the store for writing. After a clean close this costs five small reads, the headers since the last Summary, one write
     /// and one flush; otherwise the last commits are re-indexed first, at most a few batches.
     ///
     /// # Errors
@@ -50,7 +50,7 @@ impl<D: Device> Writer<D> {
         pages.flush(&device, Rule::EpochFlushed)?;
         let replay = &control.head.replay;
         let tail = match Rule::SummaryComplete.holds() {
-            true => load_tail(&device, &superblock.geometry, replay, control.head_page.epoch)?,
+            true => load_tail(&device, &superblock, replay, control.head_page.epoch)?,
             false => Tail::at(replay, control.head_page.epoch),
         };
         let mut writer = Self {
@@ -66,7 +66,23 @@ impl<D: Device> Writer<D> {
         if !is_clean {
             writer.roll_forward(&control.head)?;
         }
+        writer.check_open_segment()?;
         Ok(writer)
+    }
+
+    /// The segment table knows the segment of the end of the log; otherwise it has lost what was written, and what it calls free may
+    /// hold receipts.
+    fn check_open_segment(&mut self) -> Result<()> {
+        let (segment, generation) =
+            (self.superblock.geometry.segment_of(self.tail.cursor.block), self.tail.cursor.generation);
+        let entry = self.pages().table_entry(segment)?;
+        if Rule::FreeIsChecked.holds() && (entry.state, entry.generation) != (SegmentState::Open, generation)
+        {
+            return Err(Error::Corrupt(format!(
+                "the segment table does not know the open segment {segment}: run `receipt scrub`"
+            )));
+        }
+        Ok(())
     }
 
     /// Re-indexes what the log holds behind the replay position.
@@ -136,6 +152,9 @@ fn cursor_at(control: &Control) -> Cursor {
 }
 
 /// The header of the next record, if there is one.
+///
+/// # Errors
+/// A device error, or a record of a kind that this program does not know.
 fn next_header<D: Device>(
     device: &D,
     superblock: &Superblock,
@@ -144,8 +163,14 @@ fn next_header<D: Device>(
     if !superblock.geometry.holds_record(cursor.block, 1) {
         return Ok(None);
     }
-    let parsed = read_header(device, cursor.block)?;
-    Ok(parsed.ok().filter(|(header, _)| cursor.accepts(header, &superblock.geometry)))
+    match read_header(device, superblock, cursor.block)? {
+        Ok(next) => Ok(Some(next).filter(|(header, _)| cursor.accepts(header, &superblock.geometry))),
+        // Written by a newer program: the log does not end here, it only cannot be followed.
+        Err(fault @ RecordFault::UnknownKind(_)) => {
+            Err(Error::Corrupt(format!("record at block {}: {fault}", cursor.block)))
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 fn is_whole<D: Device>(device: &D, header: &Header) -> Result<bool> {
@@ -187,7 +212,7 @@ fn later_batch<D: Device>(
         let blocks = u32::try_from((end - block).min(256)).unwrap_or(1);
         let buf = read_blocks(device, block, blocks)?;
         for bytes in buf.as_slice().chunks_exact(crate::layout::BLOCK_BYTES_USIZE) {
-            if let Ok((header, _)) = Header::parse(bytes) {
+            if let Ok((header, _)) = Header::parse(bytes, superblock.record_seed()) {
                 let is_later = header.flags & FLAG_BATCH_START != 0
                     && header.block == block
                     && header.generation == cursor.generation

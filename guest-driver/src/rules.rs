@@ -12,12 +12,16 @@ pub enum Rule {
     Chain,
     /// Epochs never fall along the log.
     EpochsRise,
+    /// The checksum of a record header depends on the store.
+    RecordsBound,
     /// The first record carries the identity of the store.
     Genesis,
     /// The head replays from the start of the commit that it is written with.
     HeadReplaysCommit,
     /// A miss searches the replay window.
     MissSearchesWindow,
+    /// A miss reads the superblock again.
+    MissReadsSuperblock,
     /// A miss reads the index page again behind the head.
     MissReadsAgain,
     /// A record has the sequence, generation and place that its entry says.
@@ -52,6 +56,10 @@ pub enum Rule {
     ProofPage,
     /// Nor before the first record of a later commit.
     ProofCommit,
+    /// What is put again is read before it is acknowledged as stored.
+    StoredIsRead,
+    /// A segment that the table calls free is looked at before it is taken.
+    FreeIsChecked,
     /// Room for the Seal is always kept.
     SealRoom,
     /// Opening loads what the next Summary has to list.

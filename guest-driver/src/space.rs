@@ -3,6 +3,8 @@
 use crate::apply::Pages;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::log::read_header;
+use crate::rules::Rule;
 use crate::table::SegmentState;
 
 /// The next free segment behind `current` (and round the end of the device), with the generation it gets.
@@ -24,8 +26,32 @@ pub fn next_free<D: Device>(
         if entry.state == SegmentState::Free
             && let Some(generation) = entry.generation.checked_add(1)
         {
+            check_is_free(pages, segment, generation, current)?;
             return Ok((segment, generation));
         }
     }
     Err(Error::NoSpace { needed_blocks })
+}
+
+/// A page of the segment table that has lost what was written says free of segments in use. Then the first block of the segment holds a
+/// record of this life, older than all of the open segment. What a dead writer left there is younger, or of an older life.
+fn check_is_free<D: Device>(
+    pages: &mut Pages<'_, D>,
+    segment: u64,
+    generation: u32,
+    open: u64,
+) -> Result<()> {
+    let first_seq = pages.table_entry(open)?.first_seq;
+    let block = pages.superblock.geometry.first_block(segment);
+    match read_header(pages.device, pages.superblock, block)? {
+        Ok((header, _))
+            if header.generation >= generation && header.seq < first_seq && Rule::FreeIsChecked.holds() =>
+        {
+            Err(Error::Corrupt(format!(
+                "the segment table says that segment {segment} is free, but it holds sequence {}: run `receipt scrub`",
+                header.seq
+            )))
+        }
+        _ => Ok(()),
+    }
 }

@@ -101,6 +101,12 @@ impl Superblock {
         store_id_of(&self.uuid)
     }
 
+    /// What the checksum of every record header begins with: records that an earlier store left on the disk never verify.
+    #[must_use]
+    pub fn record_seed(&self) -> u32 {
+        if Rule::RecordsBound.holds() { crc32c::crc32c(&self.uuid) } else { 0 }
+    }
+
     /// Hash of a path in this store.
     #[must_use]
     pub fn path_hash(&self, path: &[u8]) -> PathHash {
@@ -164,14 +170,12 @@ impl Superblock {
                 Err(error) => first_error = Some(error),
             }
         }
-        let mut segment_bytes = SEGMENT_BYTES_MIN;
-        while segment_bytes <= SEGMENT_BYTES_MAX.min(device.size_bytes()) {
-            if let Ok(Some(superblock)) = Self::read_at(device, segment_bytes / PAGE_BYTES - 1)
-                && superblock.geometry.segment_bytes == segment_bytes
+        for page_no in superblock_pages(device.size_bytes()).skip(1) {
+            if let Ok(Some(superblock)) = Self::read_at(device, page_no)
+                && superblock.geometry.superblock_copy_page() == page_no
             {
                 return Ok(superblock);
             }
-            segment_bytes *= 2;
         }
         Err(first_error.unwrap_or_else(|| Error::NoStore { name: name.to_owned() }))
     }
@@ -226,6 +230,13 @@ impl Superblock {
             is_read_only: raw.feature_ro_compat.get() & !KNOWN_RO_COMPAT != 0,
         })
     }
+}
+
+/// Pages where a superblock may lie: page 0, and the last page of segment 0 for each size of a segment.
+pub(crate) fn superblock_pages(device_size_bytes: u64) -> impl Iterator<Item = u64> {
+    let sizes = std::iter::successors(Some(SEGMENT_BYTES_MIN), |size| size.checked_mul(2));
+    let sizes = sizes.take_while(move |size| *size <= SEGMENT_BYTES_MAX.min(device_size_bytes));
+    std::iter::once(PAGE_SUPERBLOCK).chain(sizes.map(|size| size / PAGE_BYTES - 1))
 }
 
 fn store_id_of(uuid: &[u8; 16]) -> u64 {

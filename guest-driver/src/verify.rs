@@ -76,7 +76,7 @@ struct Walk {
 /// # Errors
 /// A device error, damage that hides the whole store (superblock, head), or what `report` returns.
 pub fn verify<D: Device>(reader: &Reader<D>, report: impl FnMut(Finding) -> Result<()>) -> Result<Totals> {
-    let superblock = reader.superblock()?;
+    let superblock = &*reader.superblock()?;
     let control = Control::read(reader.device(), superblock)?;
     let mut check = Check {
         reader,
@@ -131,7 +131,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
         if let (false, Some(last), Some(hash)) = (self.missing.is_empty(), &walk.last, walk.prev_hash) {
             let mut cursor = Cursor::behind(last, hash, geometry);
             while !self.missing.is_empty() && geometry.holds_record(cursor.block, 1) {
-                match read_header(self.reader.device(), cursor.block)? {
+                match read_header(self.reader.device(), self.superblock, cursor.block)? {
                     Ok((header, hash)) if cursor.accepts(&header, geometry) => {
                         if header.kind.has_path() {
                             self.missing.remove(&self.superblock.path_hash(&header.meta));
@@ -145,7 +145,9 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
         let mut missing: Vec<Missing> = std::mem::take(&mut self.missing).into_values().collect();
         missing.sort_by_key(|missing| missing.seq);
         for Missing { block, .. } in missing {
-            let path = read_header(self.reader.device(), block)?.ok().map(|(header, _)| header.meta);
+            let path = read_header(self.reader.device(), self.superblock, block)?
+                .ok()
+                .map(|(header, _)| header.meta);
             self.found(path.as_deref(), &format!("block {block}"), "the index does not know it")?;
         }
         Ok(())
@@ -165,7 +167,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
         let known = self.known_records(segment, entry, control)?;
         while walk.block < end && walk.seq < self.end_seq {
             let block = walk.block;
-            let fault = match read_header(self.reader.device(), block)? {
+            let fault = match read_header(self.reader.device(), self.superblock, block)? {
                 Ok((header, hash))
                     if header.generation == entry.generation
                         && header.seq > walk.seq
@@ -265,7 +267,8 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
             0
         };
         while block != 0 {
-            let (_, descriptor, items) = match read_summary(self.reader.device(), geometry, block, b"") {
+            let (_, descriptor, items) = match read_summary(self.reader.device(), self.superblock, block, b"")
+            {
                 Ok(summary) => summary,
                 Err(Error::Corrupt(_)) => break,
                 Err(error) => return Err(error),
@@ -310,7 +313,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
 
     fn next_record(&self, from: u64, end: u64, generation: u32, seq: u64) -> Result<u64> {
         for block in from..end {
-            if let Ok((header, _)) = read_header(self.reader.device(), block)?
+            if let Ok((header, _)) = read_header(self.reader.device(), self.superblock, block)?
                 && header.generation == generation
                 && header.seq > seq
             {
@@ -346,7 +349,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
             return Ok(()); // written since
         }
         self.totals.entries += 1;
-        let Ok((header, _)) = read_header(self.reader.device(), entry.block)? else {
+        let Ok((header, _)) = read_header(self.reader.device(), self.superblock, entry.block)? else {
             return Ok(());
         };
         let is_named = header.kind == Kind::Put
@@ -374,7 +377,7 @@ impl<D: Device, F: FnMut(Finding) -> Result<()>> Check<'_, D, F> {
     }
     /// Whether an entry names a record of this path.
     fn is_of(&self, entry: &Entry, path: &[u8]) -> bool {
-        let header = read_header(self.reader.device(), entry.block);
+        let header = read_header(self.reader.device(), self.superblock, entry.block);
         header.is_ok_and(|parsed| parsed.is_ok_and(|(header, _)| header.meta == path))
     }
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::layout::{SPILL_HOPS_MAX, WINDOW_RECORDS_MAX};
 use crate::log::{Cursor, read_header};
 use crate::path::ReceiptPath;
-use crate::record::Kind;
+use crate::record::{Kind, RecordFault};
 use crate::rules::Rule;
 use crate::superblock::Superblock;
 use std::collections::HashMap;
@@ -50,12 +50,15 @@ impl Window {
                 self.cursor = Some(cursor); // the segment is full to its last block
                 return Ok(());
             }
-            match read_header(device, cursor.block)? {
+            match read_header(device, superblock, cursor.block)? {
                 Ok((header, hash)) if cursor.accepts(&header, geometry) => {
                     if header.kind.has_path() {
                         self.paths.insert(header.meta.clone(), header.kind == Kind::Put);
                     }
                     cursor.step(&header, hash, geometry);
+                }
+                Err(fault @ RecordFault::UnknownKind(_)) => {
+                    return Err(Error::Corrupt(format!("record at block {}: {fault}", cursor.block)));
                 }
                 _ => {
                     self.cursor = Some(cursor);

@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, PAGE_HEAD, PAGE_LEASE, block_offset};
 use crate::locator::Locator;
-use crate::log::{Tail, data_bytes_max, list_blocks, read_header};
+use crate::log::{Tail, data_bytes_max, list_blocks, read_blocks, read_header};
 use crate::page::PageKind;
 use crate::page_store::PageStore;
 use crate::path::ReceiptPath;
@@ -158,7 +158,8 @@ impl<D: Device> Writer<D> {
         }
         check_limits(changes)?;
         self.pages.shrink();
-        let mut batch = Batch::new(self.tail.clone(), self.lease.epoch, self.now_ms());
+        let mut batch =
+            Batch::new(self.tail.clone(), self.lease.epoch, self.now_ms(), self.superblock.record_seed());
         let results = changes
             .iter()
             .map(|change| match change {
@@ -262,7 +263,7 @@ impl<D: Device> Writer<D> {
         }
     }
 
-    fn pages(&mut self) -> Pages<'_, D> {
+    pub(crate) fn pages(&mut self) -> Pages<'_, D> {
         Pages { device: &self.device, superblock: &self.superblock, store: &mut self.pages, window_puts: 0 }
     }
 
@@ -271,10 +272,12 @@ impl<D: Device> Writer<D> {
         let data_hash = *blake3::hash(put.data).as_bytes();
         let previous = self.newest_version(batch, put.path)?;
         if let Some(header) = &previous {
-            if header.data_hash == data_hash && header.data_len == put.data.len() as u64 {
+            let is_same = header.data_hash == data_hash && header.data_len == put.data.len() as u64;
+            if is_same && self.is_readable(batch, header)? {
                 return Ok(stored(put.path, header, false));
             }
-            if !put.is_new_version {
+            // The same data over a damaged receipt mends it, as its next version.
+            if !is_same && !put.is_new_version {
                 return Err(Error::Exists { path: put.path.to_string(), seq: header.seq });
             }
         } else {
@@ -300,6 +303,16 @@ impl<D: Device> Writer<D> {
             previous: previous.map_or((0, 0), |header| (header.block, header.seq)),
         };
         self.append(batch, put.path, draft)
+    }
+
+    /// Whether the data of a record that is stored already, or in this batch, still has its hash.
+    fn is_readable(&self, batch: &Batch, header: &Header) -> Result<bool> {
+        if batch.header(header.seq).is_some() || !Rule::StoredIsRead.holds() {
+            return Ok(true);
+        }
+        let buf = read_blocks(&self.device, header.block, header.blocks)?;
+        let parsed = Header::parse(buf.as_slice(), self.superblock.record_seed());
+        Ok(parsed.is_ok_and(|(now, _)| now == *header) && header.data(buf.as_slice()).is_ok())
     }
 
     /// Plans one removal.
@@ -340,7 +353,7 @@ impl<D: Device> Writer<D> {
         for (_, entry) in found.entries {
             let header = match batch.header(entry.seq) {
                 Some(header) => header.clone(),
-                None => match read_header(&self.device, entry.block)? {
+                None => match read_header(&self.device, &self.superblock, entry.block)? {
                     Ok((header, _)) if header.seq == entry.seq => header,
                     Ok(_) => return Err(corrupt(path, entry.block, "another record lies there")),
                     Err(fault) => return Err(corrupt(path, entry.block, &fault.to_string())),

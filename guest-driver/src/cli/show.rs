@@ -66,7 +66,7 @@ pub fn list(args: &Args, prefix: &str) -> Result<u8> {
 
 pub fn info(args: &Args) -> Result<u8> {
     let reader = open_reader(args)?;
-    let superblock = reader.superblock()?;
+    let superblock = &*reader.superblock()?;
     let control = Control::read(reader.device(), superblock)?;
     let name = super::device_path(args)?.display().to_string();
     let mut object = shape(&name, superblock);

@@ -102,7 +102,8 @@ fn every_field_of_an_index_page_changed() {
 fn change_record(base: &Sim, stored: &[Stored], at_block: u64, is_list: bool) {
     let offset_bytes = block_offset(at_block);
     let whole = block(base, offset_bytes);
-    let (header, _) = Header::parse(&whole).unwrap();
+    let seed = Reader::new(base.reader(), "sim").superblock().unwrap().record_seed();
+    let (header, _) = Header::parse(&whole, seed).unwrap();
     let start = header.len_bytes();
     let data_end = start + usize::try_from(header.data_len).unwrap();
     let changed = if is_list { start..data_end } else { 8..start };
@@ -117,7 +118,7 @@ fn change_record(base: &Sim, stored: &[Stored], at_block: u64, is_list: bool) {
             }
             let end =
                 HEADER_BYTES + usize::from(u16::from_le_bytes([bytes[38], bytes[39]])).next_multiple_of(8);
-            let crc = crc32c::crc32c(&bytes[8..end.min(BLOCK_BYTES_USIZE)]);
+            let crc = crc32c::crc32c_append(seed, &bytes[8..end.min(BLOCK_BYTES_USIZE)]);
             bytes[4..8].copy_from_slice(&crc.to_le_bytes());
             overwrite(&sim, offset_bytes, &bytes);
             check(&sim, stored, &format!("record at block {at_block} byte {at} ^ {mask:#x}"));
@@ -137,8 +138,9 @@ fn every_field_of_a_seal_and_its_list_changed() {
     let (sim, stored) = store();
     sim.freeze();
     let end = stored[0].locator.block / 64 * 64 + 64;
+    let seed = Reader::new(sim.reader(), "sim").superblock().unwrap().record_seed();
     let is_list =
-        |at: &u64| Header::parse(&block(&sim, block_offset(*at))).is_ok_and(|(h, _)| h.version == 0);
+        |at: &u64| Header::parse(&block(&sim, block_offset(*at)), seed).is_ok_and(|(h, _)| h.version == 0);
     let seal = (stored[0].locator.block..end).find(is_list).unwrap();
     change_record(&sim, &stored[..2], seal, false);
     change_record(&sim, &stored[..2], seal, true);

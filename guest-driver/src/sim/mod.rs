@@ -8,6 +8,8 @@
 //! although the disk says that it is done, and bits can rot.
 
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod exhaustive_tests;
 #[cfg(test)]
 mod fault_tests;

@@ -2,7 +2,7 @@
 //! `RECEIPT_RULES=10000 cargo test -p receipt --lib each_rule -- --nocapture` prints them anew.
 
 use super::schedule_tests::{number, run_seeds};
-use super::{exhaustive_tests, fault_tests, review_tests, store_tests, world};
+use super::{damage_tests, exhaustive_tests, fault_tests, review_tests, store_tests, world};
 use crate::rules::Rule;
 
 /// Removed rules, the schedules within which the simulator finds it (0 = only a directed test does).
@@ -11,10 +11,12 @@ type Row = (&'static [Rule], u64);
 const ROWS: &[Row] = &[
     (&[Rule::CommitFlushes], 100),
     (&[Rule::OtherSlot], 100),
-    (&[Rule::Chain], 100),
+    (&[Rule::Chain, Rule::RecordsBound], 100),
     (&[Rule::EpochsRise], 0),
     (&[Rule::Chain, Rule::EpochsRise], 100),
-    (&[Rule::Genesis], 100),
+    (&[Rule::Genesis, Rule::RecordsBound], 100),
+    (&[Rule::RecordsBound], 0),
+    (&[Rule::MissReadsSuperblock], 0),
     (&[Rule::HeadReplaysCommit], 100),
     (&[Rule::MissSearchesWindow], 400),
     (&[Rule::MissReadsAgain], 0),
@@ -34,6 +36,8 @@ const ROWS: &[Row] = &[
     (&[Rule::ProofTable], 0),
     (&[Rule::ProofPage], 0),
     (&[Rule::ProofCommit], 0),
+    (&[Rule::FreeIsChecked], 0),
+    (&[Rule::StoredIsRead], 0),
     (&[Rule::SealRoom], 100),
     (&[Rule::SummaryComplete], 100),
     (&[Rule::Fenced, Rule::LeaseChecked], 100),
@@ -72,6 +76,9 @@ const DIRECTED: &[(&str, fn())] = &[
         "a spilled flag that a crash takes back",
         crate::remove_tests::a_crash_that_takes_the_spilled_flag_back_leaves_no_entry_behind,
     ),
+    ("an older store is not found", damage_tests::nothing_of_an_older_store_is_found_by_path_or_locator),
+    ("a segment in use is not free", damage_tests::a_segment_in_use_is_not_taken_for_a_free_one),
+    ("damage that is put again", damage_tests::what_is_put_again_is_acknowledged_only_if_it_can_be_read),
     ("an older store on the same disk", store_tests::an_older_store_on_the_same_disk_is_gone),
 ];
 

@@ -137,7 +137,11 @@ fn store(base: Base) -> Sim {
 fn image(base: Base) -> Sim {
     static IMAGES: LazyLock<Vec<Sim>> =
         LazyLock::new(|| [Base::Small, Base::Spill, Base::Summary].map(store).into());
-    if Rule::Genesis.holds() { IMAGES[base as usize].fork() } else { store(base) }
+    if Rule::Genesis.holds() && Rule::RecordsBound.holds() {
+        IMAGES[base as usize].fork()
+    } else {
+        store(base)
+    }
 }
 
 /// Tells the story of a seed: `RECEIPT_SEED=n RECEIPT_SCHEDULES=1 RECEIPT_TRACE=1`.
@@ -475,7 +479,7 @@ fn live_faults(reader: &Reader<super::SimReader>) -> Vec<String> {
     let geometry = &superblock.geometry;
     let mut live: HashMap<u64, u32> = HashMap::new();
     for page_no in geometry.index_pages() {
-        for entry in reader.index_page(superblock, page_no).unwrap().0.entries {
+        for entry in reader.index_page(&superblock, page_no).unwrap().0.entries {
             *live.entry(geometry.segment_of(entry.block)).or_default() += 1;
         }
     }
