@@ -1,9 +1,10 @@
 //! How the backend works, not what it answers: when it looks, when it sleeps, when it tells the guest.
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use receiptdisk_tests::raw::{RawGuest, Request, status};
-use receiptdisk_tests::{Scratch, Serve, Stand, until};
+use receiptdisk_tests::{Ctl, Scratch, Serve, Stand, until};
 
 /// Every way that IO is done: options of `serve`, on tmpfs or not.
 const WAYS: [(&[&str], bool); 5] = [
@@ -106,5 +107,60 @@ fn calls_are_made_exactly_as_the_event_index_asks() {
             until("an answer", || guest.poll_used(0));
             assert_eq!(calls + guest.take_calls(0), 1, "round {round} of {options:?}");
         }
+    }
+}
+
+/// Processors that each worker may run on, by its guest's name.
+fn worker_cpus(stand: &mut Stand, guest: &str) -> String {
+    let tasks = fs::read_dir(format!("/proc/{}/task", stand.backend().proc().pid())).unwrap().flatten();
+    let is_worker = |task: &fs::DirEntry| {
+        fs::read_to_string(task.path().join("comm")).unwrap().trim() == format!("worker-{guest}")
+    };
+    let worker = tasks.into_iter().find(is_worker).unwrap();
+    let status = fs::read_to_string(worker.path().join("status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+}
+
+#[test]
+fn workers_run_on_their_processors_in_turns() {
+    let configure = |serve: Serve| serve.rw("a").ro("b").ro("c").arg("--cpus").arg("1,0");
+    let mut stand = Stand::serve(Scratch::new(), configure);
+    for (guest, cpu) in [("a", "1"), ("b", "0"), ("c", "1")] {
+        stand.started(guest).assert_readable();
+        assert_eq!(worker_cpus(&mut stand, guest), cpu, "{guest}");
+    }
+}
+
+#[test]
+fn processor_that_is_not_there_is_refused() {
+    let scratch = Scratch::new();
+    let exit = Serve::image(&scratch.image(1 << 20)).ro("a").arg("--cpus").arg("1023").run_to_end();
+    assert_eq!(exit.code, Some(2), "{exit:?}");
+    assert!(exit.stderr.contains("processor 1023 is not there"), "{exit:?}");
+}
+
+/// Nobody can be faster than the limits allow, however slow the machine is.
+#[test]
+fn limited_guest_gets_its_share_and_the_other_is_not_held_back() {
+    for (limits, len, least) in [("iops=500:50", 512, 400), ("bps=1M:64K", 4096, 200)] {
+        let scratch = Scratch::new();
+        let control = scratch.join("ctl.sock");
+        let configure = |serve: Serve| {
+            serve.guest("slow", &format!("access=rw,{limits}")).ro("free").arg("--control").arg(&control)
+        };
+        let stand = Stand::serve(scratch, configure);
+        let [mut slow, mut free] = ["slow", "free"].map(|name| stand.started(name));
+        let began = Instant::now();
+        let mut last = None;
+        for sector in 0..(least + 50) {
+            last = Some(slow.request(&Request::read(8 * (sector % 1000), len)));
+            assert_eq!(free.request(&Request::read(8 * (sector % 1000), len)).status, status::OK);
+        }
+        assert_eq!(last.unwrap().status, status::OK);
+        // 450 requests: 50 at once, the rest at 500 a second. 250 of 4 KiB: 16 at once, the rest at 256 a second.
+        assert!(began.elapsed() >= Duration::from_millis(750), "{limits}: {:?}", began.elapsed());
+        let ctl = Ctl::new(control);
+        assert!(ctl.stats("slow")["held_back"].as_u64().unwrap() > 0, "{limits}");
+        assert_eq!(ctl.stats("free")["held_back"], 0, "{limits}");
     }
 }

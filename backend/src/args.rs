@@ -1,6 +1,5 @@
 //! The command line: every rule is checked here once, and what comes out is ready to use.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,12 +8,13 @@ use clap::{Args, Parser, Subcommand};
 use crate::control::ControlCommand;
 use crate::engine::EngineKind;
 use crate::error::StartError;
+use crate::guest_args::{check_guests, parse_guest};
 use crate::image::{CacheMode, ImageOptions};
-use crate::limits::{
-    DEFAULT_POLL_US, MAX_NAME_BYTES, MAX_POLL_US, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SOCKET_PATH_BYTES,
-};
+use crate::limits::{DEFAULT_POLL_US, MAX_POLL_US, MAX_QUEUE_SIZE, MAX_QUEUES};
 use crate::role::{ReadMode, Role};
 use crate::socket::SocketAccess;
+use crate::throttle::Limits;
+use crate::values::{parse_cpus, parse_size};
 
 /// Set to anything, it takes the order away.
 const UNORDERED_VARIABLE: &str = "RECEIPTDISK_UNORDERED";
@@ -98,7 +98,7 @@ struct Serve {
     /// Make a fully allocated image of this size (K, M, G, T: powers of 1024) if FILE does not exist
     #[arg(long, value_name = "SIZE")]
     create: Option<String>,
-    /// A guest: name=NAME,socket=PATH|connect=PATH[,access=rw|ro|standby][,reads=completed|durable][,mode=0660][,group=GROUP]
+    /// A guest: name=NAME,socket=PATH|connect=PATH[,access=rw|ro|standby][,reads=completed|durable][,iops=N[:BURST]][,bps=SIZE[:BURST]][,mode=0660][,group=GROUP]
     #[arg(long = "guest", value_name = "KEY=VALUE,...", required = true)]
     guests: Vec<String>,
     /// Allow several guests with access=rw
@@ -119,6 +119,9 @@ struct Serve {
     /// Longest time in microseconds that a worker looks for news after work before it sleeps; 0 never looks
     #[arg(long, value_name = "N", default_value_t = DEFAULT_POLL_US)]
     poll_us: u32,
+    /// Processors for the guests' workers, in turns, such as 2,4-6
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<String>,
     /// Whether a guest's discard gives space back to the host
     #[arg(long, value_enum, default_value = "unmap")]
     discard: DiscardMode,
@@ -165,6 +168,8 @@ pub struct GuestConfig {
     pub role: Role,
     /// What its reads promise.
     pub reads: ReadMode,
+    /// What it may do a second.
+    pub limits: Limits,
 }
 
 /// Everything `serve` needs.
@@ -184,6 +189,8 @@ pub struct Config {
     pub engine: Option<EngineKind>,
     /// How long a worker looks for news before it sleeps, at most.
     pub poll: Duration,
+    /// Processors that the workers are pinned to in turns; empty for any.
+    pub cpus: Vec<usize>,
     /// Whether several guests may write.
     pub multi_writer: bool,
     /// Where to listen for `ctl`.
@@ -263,7 +270,8 @@ impl Convention {
         };
         let role = if self.read_only { Role::ReadOnly } else { Role::ReadWrite };
         let (access, reads) = (SocketAccess::default(), ReadMode::Completed);
-        let guests = vec![GuestConfig { name: "guest".into(), endpoint, access, role, reads }];
+        let limits = Limits::default();
+        let guests = vec![GuestConfig { name: "guest".into(), endpoint, access, role, reads, limits }];
         check_guests(&guests, false)?;
         Ok(Config {
             state: default_state(&path),
@@ -279,6 +287,7 @@ impl Convention {
             queue_size: MAX_QUEUE_SIZE,
             engine: None,
             poll: Duration::from_micros(DEFAULT_POLL_US.into()),
+            cpus: Vec::new(),
             multi_writer: false,
             control: None,
             record: None,
@@ -323,6 +332,7 @@ impl Serve {
             queue_size: self.queue_size,
             engine: self.io_engine,
             poll: Duration::from_micros(self.poll_us.into()),
+            cpus: self.cpus.as_deref().map(parse_cpus).transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -336,117 +346,6 @@ fn default_state(image: &Path) -> PathBuf {
 
 fn usage(text: &str) -> StartError {
     StartError::Usage(text.into())
-}
-
-/// Bytes of a size such as `512`, `64K`, `256M`, `8G`, `1T`.
-fn parse_size(text: &str) -> Result<u64, StartError> {
-    let bad = || usage(&format!("--create {text}: a size is a number and K, M, G or T, such as 256M"));
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(split);
-    let shift = match unit {
-        "" => 0,
-        "K" | "k" => 10,
-        "M" | "m" => 20,
-        "G" | "g" => 30,
-        "T" | "t" => 40,
-        _ => return Err(bad()),
-    };
-    let number: u64 = digits.parse().map_err(|_| bad())?;
-    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok());
-    bytes.ok_or_else(bad)
-}
-
-fn parse_guest(text: &str) -> Result<GuestConfig, StartError> {
-    let bad = |what: &str| usage(&format!("--guest {text}: {what}"));
-    let (mut name, mut endpoint, mut role, mut reads) = (None, None, None, None);
-    let mut access = SocketAccess::default();
-    let mut seen = HashSet::new();
-    for part in text.split(',') {
-        let (key, value) = part.split_once('=').ok_or_else(|| bad(&format!("'{part}' is not KEY=VALUE")))?;
-        if !seen.insert(key) {
-            return Err(bad(&format!("{key} is given twice")));
-        }
-        match key {
-            "name" => {
-                name = Some(parse_name(value).ok_or_else(|| bad("a name is 1 to 64 of A-Z a-z 0-9 . _ -"))?)
-            }
-            "socket" | "connect" if endpoint.is_some() => {
-                return Err(bad("socket and connect exclude each other"));
-            }
-            "socket" => endpoint = Some(EndpointConfig::Listen(value.into())),
-            "connect" => endpoint = Some(EndpointConfig::Connect(value.into())),
-            "access" => role = Some(parse_role(value).ok_or_else(|| bad("access is rw, ro or standby"))?),
-            "reads" => reads = Some(parse_reads(value).ok_or_else(|| bad("reads is completed or durable"))?),
-            "mode" => {
-                let mode = u32::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o777);
-                access.mode = Some(mode.ok_or_else(|| bad("mode is octal, such as 0660"))?);
-            }
-            "group" => {
-                let group = crate::group::group_id(value);
-                access.group_id = Some(group.ok_or_else(|| bad(&format!("no group '{value}'")))?);
-            }
-            _ => return Err(bad(&format!("unknown key '{key}'"))),
-        }
-    }
-    Ok(GuestConfig {
-        name: name.ok_or_else(|| bad("name= is missing"))?,
-        endpoint: endpoint.ok_or_else(|| bad("socket= or connect= is missing"))?,
-        access,
-        role: role.unwrap_or(Role::ReadWrite),
-        reads: reads.unwrap_or(ReadMode::Completed),
-    })
-}
-
-fn parse_name(text: &str) -> Option<String> {
-    let fits = (1..=MAX_NAME_BYTES).contains(&text.len());
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    (fits && plain).then(|| text.to_owned())
-}
-
-fn parse_role(text: &str) -> Option<Role> {
-    match text {
-        "rw" => Some(Role::ReadWrite),
-        "ro" => Some(Role::ReadOnly),
-        "standby" => Some(Role::Standby),
-        _ => None,
-    }
-}
-
-fn parse_reads(text: &str) -> Option<ReadMode> {
-    match text {
-        "completed" => Some(ReadMode::Completed),
-        "durable" => Some(ReadMode::Durable),
-        _ => None,
-    }
-}
-
-fn check_guests(guests: &[GuestConfig], multi_writer: bool) -> Result<(), StartError> {
-    let (mut names, mut paths) = (HashSet::new(), HashSet::new());
-    for guest in guests {
-        let name = &guest.name;
-        if !names.insert(name) {
-            return Err(usage(&format!("two guests are named {name}")));
-        }
-        let (EndpointConfig::Listen(path) | EndpointConfig::Connect(path)) = &guest.endpoint else {
-            continue;
-        };
-        let len = path.as_os_str().len();
-        if len == 0 || len > MAX_SOCKET_PATH_BYTES {
-            return Err(usage(&format!(
-                "guest {name}: a socket path has 1 to {MAX_SOCKET_PATH_BYTES} bytes, this one {len}"
-            )));
-        }
-        if !paths.insert(path) {
-            return Err(usage(&format!("two guests use the socket {}", path.display())));
-        }
-    }
-    let mut writers = guests.iter().filter(|guest| guest.role.may_write()).map(|guest| &guest.name);
-    if let (Some(first), Some(second), false) = (writers.next(), writers.next(), multi_writer) {
-        return Err(usage(&format!(
-            "guests {first} and {second} both have access=rw; give one access=ro or standby, or --multi-writer"
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::throttle::Rate;
 
 fn config(arguments: &str) -> Result<Config, String> {
     let words = std::iter::once("receiptdisk-backend").chain(arguments.split_whitespace());
@@ -37,6 +38,19 @@ fn every_key_of_a_guest_is_understood() {
 }
 
 #[test]
+fn limits_and_processors_are_understood() {
+    let text = format!("{ISSUER},iops=2000:500,bps=64M --cpus 2,4-6 --poll-us 0");
+    let config = config(&text).unwrap();
+    let limits = config.guests[0].limits;
+    assert_eq!(limits.requests, Some(Rate { per_second: 2000, burst: 500 }));
+    assert_eq!(limits.bytes, Some(Rate { per_second: 64 << 20, burst: (64u64 << 20).div_ceil(10) }));
+    assert_eq!((config.cpus, config.poll), (vec![2, 4, 5, 6], Duration::ZERO));
+    for list in ["", "a", "1-", "3-2", "1,,2", "1024", "-1"] {
+        assert!(error(&format!("{ISSUER} --cpus={list}")).contains("--cpus"), "{list}");
+    }
+}
+
+#[test]
 fn bad_guests_are_named() {
     let cases = [
         ("name=a", "socket= or connect= is missing"),
@@ -48,6 +62,9 @@ fn bad_guests_are_named() {
         ("name=a,socket=/a,mode=9", "mode is octal"),
         ("name=a,socket=/a,mode=7777", "mode is octal"),
         ("name=a,socket=/a,group=nobody-here", "no group"),
+        ("name=a,socket=/a,iops=0", "iops is RATE"),
+        ("name=a,socket=/a,bps=1M:", "bps is RATE"),
+        ("name=a,socket=/a,bps=fast", "bps is RATE"),
         ("name=a,socket=/a,color=red", "unknown key 'color'"),
         ("name=a,socket=/a,name=b", "given twice"),
         ("name=a,socket=/a,connect=/b", "exclude each other"),

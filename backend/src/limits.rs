@@ -37,7 +37,7 @@ pub const MAX_IN_FLIGHT_BYTES: u64 = 64 * 1024 * 1024;
 pub const MAX_BATCH: usize = 64;
 
 /// The same where IO is done in line: the guest sees nothing of a batch before its end.
-pub const MAX_BATCH_IN_LINE: usize = 8;
+pub const MAX_BATCH_IN_LINE: usize = 16;
 
 /// Segments of a list that is kept for the next request when its own has ended.
 pub const MAX_SPARE_SEGMENTS: usize = 64;
@@ -113,7 +113,10 @@ pub const MAX_CONTROL_CONNECTIONS: usize = 16;
 pub const MAX_CONTROL_LINE_BYTES: u64 = 4096;
 
 /// Microseconds that a worker looks for news after work, where nothing else is said.
-pub const DEFAULT_POLL_US: u32 = 32;
+pub const DEFAULT_POLL_US: u32 = 50;
 
 /// The most that may be said.
 pub const MAX_POLL_US: u32 = 1_000_000;
+
+/// Processors of a host (`CPU_SETSIZE`).
+pub const MAX_CPUS: usize = 1024;

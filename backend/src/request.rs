@@ -116,6 +116,15 @@ impl Request {
         let status = pop_last_byte(&mut chain.writable)?;
         Some(Self { status, operation: parse_operation(chain, capacity_bytes) })
     }
+
+    /// Bytes that it reads or writes.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        match &self.operation {
+            Ok(Operation::Transfer { range, .. }) => range.end - range.start,
+            _ => 0,
+        }
+    }
 }
 
 fn parse_operation(chain: &mut Chain, capacity_bytes: u64) -> Result<Operation, Status> {

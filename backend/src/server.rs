@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Resource;
+use rustix::thread::{CpuSet, sched_getaffinity};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -50,6 +51,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("cannot watch for signals"))?;
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("cannot make an eventfd")(error.into()))?;
+    check_cpus(&config.cpus)?;
     let image = Image::open(&config.image)?;
     let recorder = config.record.as_deref().map(Recorder::create).transpose();
     let recorder = recorder.map_err(system("cannot write the log of --record"))?;
@@ -123,6 +125,16 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
 
 fn system(doing: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::System { doing, error }
+}
+
+/// Workers can be pinned only to processors that this process may use.
+fn check_cpus(cpus: &[usize]) -> Result<(), StartError> {
+    let allowed =
+        sched_getaffinity(None).map_err(|error| system("cannot ask for processors")(error.into()))?;
+    match cpus.iter().find(|&&cpu| cpu >= CpuSet::MAX_CPU || !allowed.is_set(cpu)) {
+        Some(cpu) => Err(StartError::Usage(format!("--cpus: processor {cpu} is not there or not allowed"))),
+        None => Ok(()),
+    }
 }
 
 /// One engine a guest; without io_uring where that is forbidden and was not asked for.
@@ -218,6 +230,8 @@ fn start_workers(
             reads: guest.reads,
             serial: serial(index, &guest.name),
             poll: config.poll,
+            limits: guest.limits,
+            cpu: (!config.cpus.is_empty()).then(|| config.cpus[index % config.cpus.len()]),
         };
         let shared = Arc::clone(shared);
         let builder = thread::Builder::new().name(format!("worker-{}", guest.name));

@@ -32,10 +32,12 @@ pub enum Counter {
     Parked,
     /// Reads that had to wait for a sync.
     WaitedForSync,
+    /// Times that the guest had used up its share and its requests were left in the ring.
+    HeldBack,
 }
 
 impl Counter {
-    const COUNT: usize = Self::WaitedForSync as usize + 1;
+    const COUNT: usize = Self::HeldBack as usize + 1;
 }
 
 /// The counters at one moment.
@@ -52,6 +54,7 @@ pub struct Snapshot {
     pub errors: u64,
     pub parked: u64,
     pub waited_for_sync: u64,
+    pub held_back: u64,
 }
 
 impl GuestStats {
@@ -81,6 +84,7 @@ impl GuestStats {
             errors: get(Counter::Errors),
             parked: get(Counter::Parked),
             waited_for_sync: get(Counter::WaitedForSync),
+            held_back: get(Counter::HeldBack),
         }
     }
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_setaffinity};
 use slab::Slab;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -35,6 +36,7 @@ use crate::poll::Patience;
 use crate::role::ReadMode;
 use crate::shared::Shared;
 use crate::syncer::Waiter;
+use crate::throttle::{Limits, Throttle};
 use crate::transfer::AlignedBuffer;
 use crate::vring::Vring;
 
@@ -116,6 +118,10 @@ pub struct WorkerConfig {
     pub serial: Vec<u8>,
     /// How long the worker looks for news before it sleeps.
     pub poll: Duration,
+    /// What the guest may do a second.
+    pub limits: Limits,
+    /// The processor to run on, if not any.
+    pub cpu: Option<usize>,
 }
 
 /// See the module.
@@ -144,6 +150,9 @@ pub struct Worker {
     /// Tickets of requests that have ended, released once their used entries are published.
     ended: Vec<Ticket>,
     patience: Patience,
+    throttle: Option<Throttle>,
+    /// When requests that wait in a ring may be taken, if the guest has used up its share.
+    held_until: Option<Instant>,
     /// Rounds since the descriptors were last looked at.
     rounds_awake: u32,
     /// Kept between rounds for their memory: nothing on the way of an ordinary request allocates any.
@@ -165,6 +174,7 @@ impl Worker {
     pub fn new(config: WorkerConfig, shared: Arc<Shared>, engine: Engine) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let (may_write, patience) = (config.may_write, Patience::new(config.poll));
+        let throttle = Throttle::new(config.limits, Instant::now());
         let wake = shared.mailbox(config.index).wake.as_raw_fd();
         watch(&epoll, wake, EventSet::IN, WAKE_EVENT)?;
         if let Some(fd) = engine.event_fd() {
@@ -189,6 +199,8 @@ impl Worker {
             waiting_for_buffer: VecDeque::new(),
             ended: Vec::with_capacity(MAX_IN_FLIGHT),
             patience,
+            throttle,
+            held_until: None,
             rounds_awake: 0,
             heads: Vec::with_capacity(MAX_BATCH),
             batch: Vec::with_capacity(MAX_BATCH),
@@ -205,6 +217,11 @@ impl Worker {
     /// # Errors
     /// When the kernel refuses to wait for events, which it never should.
     pub fn run(mut self) -> io::Result<()> {
+        if let Some(cpu) = self.config.cpu {
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            sched_setaffinity(None, &only)?;
+        }
         let mut events = [EpollEvent::default(); 64];
         while !self.exiting {
             let count = self.wait(&mut events)?;
@@ -223,6 +240,9 @@ impl Worker {
 
     /// Returns at once while there is work; else looks for some, and then sleeps. Returns the number of events.
     fn wait(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        if self.held_until.is_some_and(|until| Instant::now() >= until) {
+            self.held_until = None;
+        }
         if self.has_work() {
             self.rounds_awake += 1;
             if !self.rounds_awake.is_multiple_of(ROUNDS_BETWEEN_EVENTS) {
@@ -235,9 +255,15 @@ impl Worker {
             return Ok(0);
         }
         let began = pause.unwrap_or_else(Instant::now);
-        let count = self.take_events(-1, events)?;
+        let count = self.take_events(self.longest_sleep_ms(), events)?;
         self.patience.learn(began.elapsed());
         Ok(count)
+    }
+
+    /// For ever, unless requests are held back.
+    fn longest_sleep_ms(&self) -> i32 {
+        let left = self.held_until.map(|until| until.saturating_duration_since(Instant::now()));
+        left.map_or(-1, |left| i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX))
     }
 
     fn take_events(&mut self, timeout_ms: i32, events: &mut [EpollEvent]) -> io::Result<usize> {

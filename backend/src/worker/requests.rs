@@ -48,6 +48,9 @@ impl Worker {
             ring.give_back(head, 0);
             return self.count(Counter::Errors, 1);
         };
+        if let Some(throttle) = &mut self.throttle {
+            throttle.charge(request.len_bytes());
+        }
         let status = request.status;
         let context = Context {
             disk: &self.shared.disk,

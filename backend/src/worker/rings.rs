@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
@@ -12,6 +13,7 @@ use crate::limits::{
 };
 use crate::memory::HostSlice;
 use crate::request::Status;
+use crate::stats::Counter;
 use crate::vring::Vring;
 
 /// A ring and how it is doing.
@@ -81,7 +83,11 @@ impl Worker {
         let longest = if self.engine.is_in_line() { MAX_BATCH_IN_LINE } else { MAX_BATCH };
         let room = (MAX_IN_FLIGHT - self.requests.len()).min(longest);
         let has_room = self.has_room();
-        let Some(ring) = self.rings[index].as_mut().filter(|ring| has_room && ring.may_take()) else {
+        if !has_room || !self.rings[index].as_ref().is_some_and(Running::may_take) {
+            return 0;
+        }
+        let room = room.min(self.share());
+        let Some(ring) = self.rings[index].as_mut().filter(|_| room > 0) else {
             return 0;
         };
         let mut walked = 0;
@@ -96,8 +102,25 @@ impl Worker {
         walked
     }
 
+    /// Requests that the guest's share lets it have now. With none, its requests are held back for a while.
+    fn share(&mut self) -> usize {
+        let Some(throttle) = &mut self.throttle else {
+            return usize::MAX;
+        };
+        let now = Instant::now();
+        let room = throttle.room(now);
+        if room == 0 {
+            self.held_until = Some(now + throttle.pause());
+            self.count(Counter::HeldBack, 1);
+        }
+        room
+    }
+
+    /// Whether another request may be taken.
     pub(super) fn has_room(&self) -> bool {
-        self.requests.len() < MAX_IN_FLIGHT && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+        self.held_until.is_none()
+            && self.requests.len() < MAX_IN_FLIGHT
+            && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
     }
 
     /// Shows guests what has ended, releases its ranges, and runs what that lets run; then hands back the rings
