@@ -111,7 +111,7 @@ thread_schedules() {
 
 nothing_left() {
     local files pid left=''
-    files=$(find "$scratch/tmp" /dev/shm -mindepth 1 -maxdepth 1 \( -path "$scratch/*" -o -name 'receiptdisk-test-*' \))
+    files=$(find "$scratch/tmp" /dev/shm -mindepth 1 -maxdepth 1 \( -path "$scratch/*" -o -name "${scratch##*/}-*" \))
     for pid in $(marked_processes); do left+=" $pid ($(tr '\0' ' ' < "/proc/$pid/cmdline"))"; done
     [ -z "$files$left" ] || { echo "left behind: $files$left"; return 1; }
 }

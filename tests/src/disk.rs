@@ -12,17 +12,21 @@ pub struct Scratch {
 impl Scratch {
     /// A folder in the system's place for temporary files.
     pub fn new() -> Self {
-        Self { dir: tempfile::Builder::new().prefix("receiptdisk-test-").tempdir().unwrap() }
+        Self::in_folder(&std::env::temp_dir())
     }
 
     /// A folder on tmpfs, where the host itself gives no atomicity and no direct IO.
     pub fn on_tmpfs() -> Self {
-        Self { dir: tempfile::Builder::new().prefix("receiptdisk-test-").tempdir_in("/dev/shm").unwrap() }
+        Self::in_folder(Path::new("/dev/shm"))
     }
 
     /// A folder in `parent`.
     pub fn in_folder(parent: &Path) -> Self {
-        Self { dir: tempfile::Builder::new().prefix("receiptdisk-test-").tempdir_in(parent).unwrap() }
+        // Named after the run of tests/run.sh, which looks for what is left of it and of no other.
+        let run = std::env::var_os("RECEIPTDISK_TEST_RUN").unwrap_or_default();
+        let run = Path::new(&run).file_name().unwrap_or("receiptdisk-test".as_ref());
+        let prefix = format!("{}-", run.display());
+        Self { dir: tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).unwrap() }
     }
 
     /// The folder.
