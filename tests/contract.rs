@@ -283,6 +283,24 @@ fn c3_overlapping_requests_of_one_queue_keep_ring_order() {
     });
 }
 
+/// A replay of requests that were in flight at a crash may repeat a write only while nothing that follows it has begun.
+#[test]
+fn c3_the_next_request_begins_after_the_answer_is_shown() {
+    let stand = FaultStand::serve(|serve| serve.rw("a").arg("--io-engine").arg("sync"));
+    let mut guest = stand.guest("a", 1);
+    stand.disk().hold(DiskOp::Write);
+    let heads = [1, 2, 3].map(|byte| guest.publish(0, &Request::write(0, &[byte; 4096])));
+    guest.kick(0);
+    for (at, head) in heads.into_iter().enumerate() {
+        stand.disk().wait_for_held(DiskOp::Write, 1);
+        let answered = (0..at).filter(|_| guest.poll_used(0).is_some()).count();
+        assert!(at == 0 || answered == 1, "write {head} runs, and the one before it is not answered");
+        assert!(guest.poll_used(0).is_none());
+        stand.disk().let_held_pass(DiskOp::Write);
+    }
+    assert_eq!(guest.wait_used(0).0, heads[2]);
+}
+
 #[test]
 fn c3_requests_of_several_guests_have_one_order() {
     everywhere(|guests, place| {

@@ -14,7 +14,7 @@ use receiptdisk_tests::{Driver, SECTOR, Scratch, Serve};
 const IMAGE_BYTES: u64 = 32 << 20;
 const COMMITS: u64 = 60;
 const PATHS: u64 = 40;
-/// Random crash states at each prefix of the log.
+/// Random crash states at each prefix of the log, besides the prefix itself and what was flushed of it.
 const STATES_PER_PREFIX: u64 = 24;
 
 /// Who was promised what, and how much of the log stood by then.
@@ -105,8 +105,9 @@ fn check_every_crash(events: &[Event], formatted: usize, promises: &[Promise], s
         if flushed_entries < formatted {
             continue;
         }
-        for _ in 0..STATES_PER_PREFIX {
-            let crashed = durable.crash(&unflushed, &mut rng);
+        let exact = [durable.clone(), durable.prefix(&unflushed)];
+        let random = (0..STATES_PER_PREFIX).map(|_| durable.crash(&unflushed, &mut rng));
+        for crashed in exact.into_iter().chain(random) {
             let place = format!("seed {seed}, crash after entry {at}, state {states}");
             check_state(crashed, flushed_entries as u64, promises, &place);
             states += 1;
@@ -222,8 +223,9 @@ fn broken_promises(events: &[Event], promises: &[BlockPromise], rng: &mut Rng) -
         } else {
             unflushed.push(event.clone());
         }
-        for _ in 0..STATES_PER_PREFIX * 2 {
-            let crashed = durable.crash(&unflushed, rng);
+        let exact = [durable.clone(), durable.prefix(&unflushed)];
+        let random = (0..STATES_PER_PREFIX * 2).map(|_| durable.crash(&unflushed, rng));
+        for crashed in exact.into_iter().chain(random) {
             states += 1;
             let kept = promises.iter().filter(|promise| promise.entries <= flushed_entries);
             broken += kept

@@ -108,6 +108,19 @@ fn c7_io_that_moves_nothing_is_an_error() {
     });
 }
 
+/// A disk that says "try again" for ever. (With io_uring the kernel itself tries for ever and tells nobody.)
+#[test]
+fn c7_disk_that_is_busy_for_ever_is_an_error() {
+    let stand = FaultStand::serve(serve_with("sync"));
+    let mut a = stand.guest("a", 1);
+    for (op, request) in [(DiskOp::Read, Request::read(0, 4096)), (DiskOp::Write, write(0, 1))] {
+        stand.disk().fail(op, 0..u64::MAX, libc::EAGAIN);
+        assert_eq!(status_of(&mut a, &request), status::IOERR);
+        stand.disk().heal();
+        assert_eq!(status_of(&mut a, &request), status::OK);
+    }
+}
+
 #[test]
 fn c7_image_truncated_behind_our_back_is_an_error_and_no_crash() {
     for (engine, cache) in
@@ -129,6 +142,9 @@ fn c7_image_truncated_behind_our_back_is_an_error_and_no_crash() {
         // A write makes the file longer again; what was cut off in between is gone, and reads of it work.
         assert_eq!(status_of(&mut a, &write(4096, 3)), status::OK, "{engine}, {cache}");
         assert!(b.request(&Request::read(4096, 8192)).data == [3; 8192], "{engine}, {cache}");
+        // That a write made it longer again hides nothing: what was cut off is lost, and nothing is promised any more.
+        assert_eq!(status_of(&mut a, &Request::flush()), status::IOERR, "{engine}, {cache}");
+        assert_eq!(status_of(&mut a, &write(0, 4)), status::IOERR, "{engine}, {cache}");
     }
 }
 
@@ -211,7 +227,7 @@ fn c7_failed_sync_poisons_until_an_operator_clears_it() {
     });
 }
 
-/// Poison is on disk before any guest learns of it: a kill right after the answer loses nothing.
+/// Poison is on disk before a flush is answered by it: a kill right after the answer loses nothing.
 #[test]
 fn c7_poison_survives_a_kill_right_after_the_answer() {
     let mut stand = FaultStand::serve(serve_with("io_uring"));

@@ -249,6 +249,72 @@ fn c6_takeover_without_a_sync_gives_the_right_to_nobody() {
 }
 
 #[test]
+fn c6_decision_that_cannot_be_kept_gives_nobody_a_right() {
+    let stand = stand();
+    let [mut a, mut b] = ["a", "b"].map(|name| stand.guest(name, 1));
+    assert_may_write(&mut a, 1);
+    // Nothing can be renamed onto a folder.
+    fs::create_dir_all(stand.state_file().join("in the way")).unwrap();
+    for command in [["takeover", "b"], ["fence", "a"], ["unfence", "a"], ["takeover", "a"]] {
+        let error = stand.ctl().run(&command).unwrap_err();
+        assert!(error.contains("disk.img.receiptdisk cannot be written"), "{command:?}: {error}");
+        assert_may_only_read(&stand, &mut a);
+        assert_may_only_read(&stand, &mut b);
+    }
+    fs::remove_dir_all(stand.state_file()).unwrap();
+    stand.ctl().ok(&["takeover", "b"]);
+    assert_may_write(&mut b, 2);
+}
+
+/// Seen from outside: the new file, its name and its folder are synced, and then the operator is answered.
+#[test]
+fn c6_decisions_are_on_disk_before_they_are_answered() {
+    let mut stand = stand();
+    let trace = stand.state_file().with_file_name("trace");
+    let mut strace = std::process::Command::new("strace")
+        .args([
+            "-f",
+            "-y",
+            "-qq",
+            "-e",
+            "trace=openat,fsync,fdatasync,rename,renameat,renameat2,write,sendto",
+            "-o",
+        ])
+        .arg(&trace)
+        .args(["-p", &stand.backend().proc().pid().to_string()])
+        .spawn()
+        .expect("strace is installed");
+    let traced = || fs::read_to_string(&trace).unwrap_or_default();
+    until("the backend to be traced", || {
+        stand.ctl().ok(&["status"]);
+        traced().contains("\\\"ok\\\":true").then_some(())
+    });
+    for command in [["fence", "a"], ["unfence", "a"], ["takeover", "b"]] {
+        let before = traced().len();
+        stand.ctl().ok(&command);
+        let steps = until("the answer in the trace", || {
+            let steps = traced().split_off(before);
+            steps.contains("\\\"ok\\\":true").then_some(steps)
+        });
+        let mut rest = steps.as_str();
+        for step in [
+            " openat(",
+            ".receiptdisk.new",
+            "fsync(",
+            ".receiptdisk.new>",
+            "rename(",
+            "fsync(",
+            "\\\"ok\\\":true",
+        ] {
+            let at = rest.find(step).unwrap_or_else(|| panic!("{command:?}: no {step} in time: {steps}"));
+            rest = &rest[at + step.len()..];
+        }
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&strace), Signal::TERM).unwrap();
+    strace.wait().unwrap();
+}
+
+#[test]
 fn c6_corrupted_state_file_is_refused() {
     let mut stand = stand();
     stand.ctl().ok(&["takeover", "b"]);

@@ -51,7 +51,8 @@ packages() {
             need qemu-utils qemu-storage-daemon &&
             need fonts-noto-cjk /usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc &&
             need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf &&
-            need shellcheck shellcheck
+            need shellcheck shellcheck &&
+            need strace strace
     )
 }
 

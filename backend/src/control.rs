@@ -125,7 +125,7 @@ impl<'a> Control<'a> {
                 Err(error) => failure(&format!("not a command: {error}")),
             };
             let mut writer = stream;
-            writeln!(writer, "{answer}")?;
+            writer.write_all(format!("{answer}\n").as_bytes())?;
         }
     }
 

@@ -5,8 +5,8 @@
 //!    guests have a descriptor that cannot write.
 //! 2. One cache mode for the whole life of the disk: direct and cached IO are never mixed.
 //! 3. After a failed sync nobody knows what is on the medium: the disk refuses writes and flushes
-//!    from then on (`poisoned`), and the sync is not tried again. Only a sync can poison: no other call is made
-//!    that would take a write-back error away from it.
+//!    from then on (`poisoned`), and the sync is not tried again. Only a sync can poison, and only one runs at a
+//!    time: the kernel tells a write-back error once, so two at once would leave one of them believing a lie.
 //! 4. A completed write has a sequence number, given before its range is released. All writes up to
 //!    `synced_sequence` survive a host crash, and `synced_sequence <= completed_sequence`.
 
@@ -31,7 +31,8 @@ pub struct Disk {
     image: Image,
     unmap: bool,
     poisoned: AtomicBool,
-    poison_is_news: AtomicBool,
+    /// Held through each sync.
+    syncing: Mutex<()>,
     completed_sequence: AtomicU64,
     synced_sequence: AtomicU64,
     dirty: Option<Mutex<DirtyMap>>,
@@ -51,7 +52,7 @@ impl Disk {
             image,
             unmap,
             poisoned: AtomicBool::new(false),
-            poison_is_news: AtomicBool::new(false),
+            syncing: Mutex::new(()),
             completed_sequence: AtomicU64::new(0),
             synced_sequence: AtomicU64::new(0),
             dirty: track_dirty.then(|| Mutex::new(DirtyMap::new(MAX_DIRTY_RANGES))),
@@ -87,12 +88,6 @@ impl Disk {
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Acquire)
-    }
-
-    /// Whether a sync has failed since the last call: then that must be kept.
-    #[must_use]
-    pub fn take_poison_news(&self) -> bool {
-        self.poison_is_news.swap(false, Ordering::AcqRel)
     }
 
     /// Starts as poisoned, or ends that: the operator's decision.
@@ -186,12 +181,13 @@ impl Disk {
 
     /// [`Disk::sync`] with the call that makes the file durable, so that a test can do something meanwhile.
     fn sync_by(&self, make_durable: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_poisoned() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         let (covered, recorded) = self.covered_by_a_sync();
-        if let Err(error) = make_durable(self.file(true)) {
-            self.poison_is_news.store(true, Ordering::Release);
+        let synced = make_durable(self.file(true)).and_then(|()| self.image.check_whole());
+        if let Err(error) = synced {
             self.set_poisoned(true);
             log::error!(
                 "event=poisoned image={} error=\"{error}\" writes and flushes are refused from now on",

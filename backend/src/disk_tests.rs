@@ -67,7 +67,36 @@ fn failed_sync_claims_nothing_and_is_not_tried_again() {
     let written = disk.note_completed_write(block(0));
     let failed = disk.sync_by(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
     assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
-    assert!(disk.is_poisoned() && disk.take_poison_news() && !disk.is_synced(written));
+    assert!(disk.is_poisoned() && !disk.is_synced(written));
     disk.sync_by(|_| unreachable!("a failed sync is not tried again")).unwrap_err();
     assert_eq!(disk.unsynced_sequence(block(0)), Some(written));
+}
+
+/// The kernel tells a write-back error to one of several syncs only; the other would take its writes for durable.
+#[test]
+fn syncs_run_one_at_a_time_and_none_outlives_a_failed_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(&folder, false, None);
+    let written = disk.note_completed_write(block(0));
+    std::thread::scope(|scope| {
+        let failed = disk.sync_by(|_| {
+            let second =
+                scope.spawn(|| disk.sync_by(|_| unreachable!("it began beside another, or after it failed")));
+            let asked = || disk.syncing.try_lock().is_err();
+            assert!(asked(), "a second sync could begin");
+            drop(second);
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        });
+        failed.unwrap_err();
+    });
+    assert!(!disk.is_synced(written));
+}
+
+#[test]
+fn sync_of_an_image_that_was_cut_off_fails_whatever_the_kernel_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(&folder, false, None);
+    std::fs::OpenOptions::new().write(true).open(&disk.image().path).unwrap().set_len(15 * BLOCK).unwrap();
+    let error = disk.sync().unwrap_err().to_string();
+    assert!(error.contains("cut off") && disk.is_poisoned(), "{error}");
 }

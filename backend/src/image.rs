@@ -100,6 +100,22 @@ impl Image {
         Ok(Self { path, reader, writer, capacity_bytes, cache, alignment, is_in_memory, erase_block_bytes })
     }
 
+    /// Checks that nobody has cut the file off: what was on it is lost then, and a write that made it longer again
+    /// would put zeroes there. Block devices cannot be cut.
+    ///
+    /// # Errors
+    /// When the file is shorter than the disk.
+    pub fn check_whole(&self) -> io::Result<()> {
+        let metadata = self.reader.metadata()?;
+        if metadata.file_type().is_file() && metadata.len() < self.capacity_bytes {
+            let (bytes, capacity) = (metadata.len(), self.capacity_bytes);
+            return Err(io::Error::other(format!(
+                "the image was cut off: it has {bytes} bytes of {capacity}"
+            )));
+        }
+        Ok(())
+    }
+
     /// The logical block size to offer, in bytes.
     #[must_use]
     pub fn logical_block_bytes(&self) -> u32 {

@@ -73,6 +73,9 @@ pub const MAX_LOG_LINES_PER_SECOND: u32 = 5;
 /// come back from a handshake that fails.
 pub const HANDSHAKE_GRACE_MS: u64 = 1000;
 
+/// Times that a request's IO is tried again because the host was busy (EAGAIN, EINTR), in all.
+pub const MAX_BUSY_TRIES: u32 = 1000;
+
 /// Segments of one system call (`IOV_MAX`).
 pub const MAX_IOVECS: usize = 1024;
 

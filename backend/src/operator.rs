@@ -187,16 +187,21 @@ impl Operator {
     /// When the state file cannot be written.
     pub fn clear_poison(&self) -> Result<(), OperatorError> {
         let _command = self.begin_command();
-        self.save(|state| state.poisoned = false)?;
+        let mut state = self.lock();
+        self.save_in(&mut state, |state| state.poisoned = false)?;
         self.shared.disk.set_poisoned(false);
         Ok(())
     }
 
-    /// Keeps on disk that a sync has failed, before any guest learns of it.
-    pub fn note_poisoned(&self) {
-        if let Err(error) = self.save(|state| state.poisoned = true) {
+    /// Keeps on disk that the image is poisoned, if it is: returns once that is so, whichever thread is first.
+    pub fn keep_poison(&self) {
+        let mut state = self.lock();
+        if state.poisoned || !self.shared.disk.is_poisoned() {
+            return;
+        }
+        if let Err(error) = self.save_in(&mut state, |state| state.poisoned = true) {
             log::error!("event=poison-not-saved error=\"{error}\" it holds until this process ends");
-            self.lock().poisoned = true;
+            state.poisoned = true;
         }
     }
 
@@ -229,9 +234,7 @@ impl Operator {
     /// Makes durable what was accepted.
     fn sync(&self) -> Result<(), OperatorError> {
         let synced = self.shared.disk.sync();
-        if self.shared.disk.take_poison_news() {
-            self.note_poisoned();
-        }
+        self.keep_poison();
         synced.map_err(OperatorError::Sync)
     }
 
@@ -247,7 +250,10 @@ impl Operator {
 
     /// Changes the state on disk first, then here.
     fn save(&self, change: impl FnOnce(&mut State)) -> Result<(), OperatorError> {
-        let mut state = self.lock();
+        self.save_in(&mut self.lock(), change)
+    }
+
+    fn save_in(&self, state: &mut State, change: impl FnOnce(&mut State)) -> Result<(), OperatorError> {
         let mut fresh = state.clone();
         change(&mut fresh);
         self.file

@@ -114,9 +114,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     shared.disk.finish_record().map_err(system("cannot write the log of --record"))?;
     if !shared.disk.is_poisoned() {
         let synced = shared.disk.sync();
-        if shared.disk.take_poison_news() {
-            operator.note_poisoned();
-        }
+        operator.keep_poison();
         synced.map_err(StartError::LastSync)?;
     }
     log::info!("event=stopped");
@@ -159,8 +157,8 @@ fn make_engines(config: &Config, disk: &Disk) -> Result<Vec<Engine>, StartError>
 
 /// What a killed process before this one had written becomes durable before anybody reads it.
 fn sync_before_first_read(shared: &Shared, operator: &Operator) {
-    if !shared.disk.is_poisoned() && shared.disk.sync().is_err() && shared.disk.take_poison_news() {
-        operator.note_poisoned();
+    if !shared.disk.is_poisoned() && shared.disk.sync().is_err() {
+        operator.keep_poison();
     }
 }
 
@@ -172,7 +170,7 @@ fn configured(config: &Config) -> Vec<Configured> {
 fn start_syncer(operator: &Arc<Operator>, shared: &Arc<Shared>) -> Result<JoinHandle<()>, StartError> {
     let (operator, shared) = (Arc::clone(operator), Arc::clone(shared));
     let builder = thread::Builder::new().name("syncer".into());
-    let run = move || shared.run_syncer(|| operator.note_poisoned());
+    let run = move || shared.run_syncer(|| operator.keep_poison());
     builder.spawn(run).map_err(system("cannot start a thread"))
 }
 

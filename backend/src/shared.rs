@@ -26,12 +26,12 @@ impl Shared {
         Self { disk, syncer: Syncer::default(), gate, stats }
     }
 
-    /// Carries out slow operations until the syncer is stopped, and calls `poisoned` before any guest
-    /// learns that a sync has failed. One thread calls this.
-    pub fn run_syncer(&self, poisoned: impl Fn()) {
+    /// Carries out slow operations until the syncer is stopped, and calls `keep_poison` before any guest
+    /// is told that a sync has failed. One thread calls this.
+    pub fn run_syncer(&self, keep_poison: impl Fn()) {
         self.syncer.run(&self.disk, &|waiter, result| {
-            if self.disk.take_poison_news() {
-                poisoned();
+            if result.is_err() {
+                keep_poison();
             }
             let mail = Mail::SlowDone { token: waiter.token, result };
             self.mailbox(waiter.worker).send(mail);

@@ -7,7 +7,7 @@
 //! piece; a write whose ends are not aligned reads the piece first (its range was admitted
 //! rounded out, so nobody else changes those edges meanwhile).
 
-use crate::limits::MAX_IOVECS;
+use crate::limits::{MAX_BUSY_TRIES, MAX_IOVECS};
 use crate::memory::{HostSlice, gather, scatter};
 use crate::order::ByteRange;
 use crate::request::Direction;
@@ -64,6 +64,8 @@ pub struct Transfer {
     moved: usize,
     alignment: Alignment,
     bounce: Option<Bounce>,
+    /// Times that an IO moved nothing because the host was busy.
+    busy: u32,
 }
 
 /// An aligned buffer and the piece of the disk it stands for.
@@ -108,7 +110,14 @@ impl Transfer {
             moved: 0,
             alignment,
             bounce: None,
+            busy: 0,
         }
+    }
+
+    /// Whether an IO that the host was too busy for is to be tried again: not for ever, a broken disk may always say so.
+    pub fn may_try_again(&mut self) -> bool {
+        self.busy += 1;
+        self.busy <= MAX_BUSY_TRIES
     }
 
     /// Way of the data.

@@ -89,6 +89,13 @@ impl CrashedDisk {
         *top.get(&sector).or_else(|| self.durable.get(&sector)).unwrap_or(&[0; SECTOR])
     }
 
+    /// All of `unflushed` events on top of what is durable.
+    pub fn prefix(&self, unflushed: &[Event]) -> Self {
+        let mut top = Sectors::new();
+        unflushed.iter().for_each(|event| apply_some(&mut top, event, |_| true));
+        Self { top: RefCell::new(top), ..self.clone() }
+    }
+
     /// What a crash leaves of `unflushed` events on top of what is durable: each whole, lost, or torn by sector.
     pub fn crash(&self, unflushed: &[Event], rng: &mut Rng) -> Self {
         let mut top = Sectors::new();

@@ -135,6 +135,8 @@ pub struct Worker {
     requests: Slab<InFlight>,
     /// Bytes of guest memory that they move.
     in_flight_bytes: u64,
+    /// Ranges that they touch beyond the first of each: everybody's admission looks at all of them.
+    further_ranges: usize,
     /// Of these, the ones that change the disk.
     writes: usize,
     /// Ring at which the next round begins.
@@ -188,6 +190,7 @@ impl Worker {
             rings: Vec::new(),
             requests: Slab::with_capacity(MAX_IN_FLIGHT),
             in_flight_bytes: 0,
+            further_ranges: 0,
             next_ring: 0,
             log: LogLimit::default(),
             writes: 0,

@@ -19,7 +19,7 @@ pub(super) struct InFlight {
     pub(super) queue: usize,
     pub(super) head: u16,
     pub(super) status: HostSlice,
-    /// What it touches, until it is admitted.
+    /// What it touches.
     pub(super) ranges: Ranges,
     pub(super) work: Work,
     pub(super) kind: Kind,
@@ -122,6 +122,7 @@ impl Worker {
         assert!(self.requests.len() < MAX_IN_FLIGHT, "the kernel may hold pointers into the requests");
         self.writes += usize::from(request.kind.changes_disk());
         self.in_flight_bytes += request.len_bytes;
+        self.further_ranges += request.ranges.as_slice().len() - 1;
         self.requests.insert(request)
     }
 
@@ -173,6 +174,7 @@ impl Worker {
         }
         self.count_request(request.kind, status, u64::from(moved_bytes));
         self.in_flight_bytes -= request.len_bytes;
+        self.further_ranges -= request.ranges.as_slice().len() - 1;
         self.writes -= usize::from(request.kind.changes_disk());
         if self.writes == 0 {
             for reply in self.waiting_for_writes.drain(..) {

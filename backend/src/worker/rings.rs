@@ -81,7 +81,7 @@ impl Worker {
     fn drain_ring(&mut self, index: usize) -> usize {
         // In line the guest would see nothing until the batch is done, and so go to sleep for as long.
         let longest = if self.engine.is_in_line() { MAX_BATCH_IN_LINE } else { MAX_BATCH };
-        let room = (MAX_IN_FLIGHT - self.requests.len()).min(longest);
+        let room = self.free_places().min(longest);
         let has_room = self.has_room();
         if !has_room || !self.rings[index].as_ref().is_some_and(Running::may_take) {
             return 0;
@@ -116,11 +116,14 @@ impl Worker {
         room
     }
 
+    /// Requests that may be taken, if each touches one range.
+    fn free_places(&self) -> usize {
+        MAX_IN_FLIGHT.saturating_sub(self.requests.len() + self.further_ranges)
+    }
+
     /// Whether another request may be taken.
     pub(super) fn has_room(&self) -> bool {
-        self.held_until.is_none()
-            && self.requests.len() < MAX_IN_FLIGHT
-            && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+        self.held_until.is_none() && self.free_places() > 0 && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
     }
 
     /// Shows guests what has ended, releases its ranges, and runs what that lets run; then hands back the rings

@@ -48,7 +48,9 @@ impl Worker {
                 transfer.advance(count);
                 return true;
             }
-            Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => return true,
+            Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) && transfer.may_try_again() => {
+                return true;
+            }
             Err(_) => self.fail_transfer(token, &io::Error::from_raw_os_error(-result)),
         }
         false
