@@ -149,6 +149,15 @@ impl<F: FnMut(Locator) -> Result<()>> Newest<'_, F> {
     }
 }
 
+/// What a list shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Everything up to this sequence, and nothing behind it.
+    pub published_seq: u64,
+    /// Nothing that lists paths is damaged.
+    pub is_complete: bool,
+}
+
 impl<D: Device> Reader<D> {
     /// Calls `visit` with every acknowledged path that begins with `prefix` (any bytes, not only whole parts), newest first.
     ///
@@ -158,6 +167,17 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error, or what `visit` returns. [`Error::Corrupt`] comes after everything that can still be listed.
     pub fn list(&self, prefix: &str, visit: impl FnMut(Locator) -> Result<()>) -> Result<()> {
+        match self.list_to_head(prefix, visit)? {
+            Listed { is_complete: true, .. } => Ok(()),
+            _ => Err(Error::Corrupt("paths may be missing from the list: run `receipt verify`".to_owned())),
+        }
+    }
+
+    /// As [`Reader::list`], and says what the list shows.
+    ///
+    /// # Errors
+    /// A device error, or what `visit` returns.
+    pub fn list_to_head(&self, prefix: &str, visit: impl FnMut(Locator) -> Result<()>) -> Result<Listed> {
         let superblock = &*self.superblock()?;
         let device = self.device();
         let geometry = &superblock.geometry;
@@ -188,12 +208,8 @@ impl<D: Device> Reader<D> {
                 &mut newest,
             )?;
         }
-        if newest.is_damaged || is_end_damaged || is_table_damaged {
-            return Err(Error::Corrupt(
-                "paths may be missing from the list: run `receipt verify`".to_owned(),
-            ));
-        }
-        Ok(())
+        let is_damaged = newest.is_damaged || is_end_damaged || is_table_damaged;
+        Ok(Listed { published_seq: control.head.published_seq, is_complete: !is_damaged })
     }
 
     /// The Summaries of one segment, from `block` backwards.

@@ -26,6 +26,15 @@ pub fn receipt_binary() -> PathBuf {
     )
 }
 
+/// The program behind `receipt mount`, in any build that runs on this host.
+pub fn receipt_mount_binary() -> PathBuf {
+    locate(
+        "RECEIPT_MOUNT",
+        &["{profile}/receipt-mount", "x86_64-unknown-linux-gnu/release/receipt-mount"],
+        "cargo build -p receipt --features mount --bin receipt-mount",
+    )
+}
+
 /// The guest helper as a static binary, fit for an initramfs without libraries.
 pub fn static_receipt_binary() -> PathBuf {
     locate(

@@ -78,7 +78,7 @@ struct Message {
 ///
 /// # Panics
 /// Without root.
-fn own_mounts() {
+pub(crate) fn own_mounts() {
     // SAFETY: a system call without pointers; it changes this thread's view of the file system alone.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     assert_eq!(result, 0, "this test mounts and so needs root: {}", io::Error::last_os_error());

@@ -7,6 +7,7 @@
 //! * [`crash_log`] makes the disks that a host crash could leave from the log of `serve --record`;
 //!   [`guest_disk`] is the store's view of the disk through a driver.
 //! * [`FaultDisk`] is a disk whose operations can be held or fail, and which knows what was synced.
+//! * [`Mounted`] is `receipt mount` on a store in a file.
 //! * [`Ctl`] is the operator.
 //! * [`Guest`] is a QEMU guest driven over its serial console.
 //!
@@ -23,6 +24,7 @@ mod fault_stand;
 mod guest;
 pub mod guest_disk;
 pub mod history;
+mod mounted;
 mod proc;
 pub mod raw;
 pub mod recorder;
@@ -32,13 +34,14 @@ mod storage_daemon;
 mod wait;
 
 pub use backend::{Backend, Serve};
-pub use bins::{backend_binary, receipt_binary, repository, static_receipt_binary};
+pub use bins::{backend_binary, receipt_binary, receipt_mount_binary, repository, static_receipt_binary};
 pub use ctl::Ctl;
 pub use disk::{Scratch, pattern};
 pub use driver::Driver;
 pub use fault_disk::{DiskOp, FaultDisk, SmallTmpfs};
 pub use fault_stand::FaultStand;
 pub use guest::{Guest, Output};
+pub use mounted::Mounted;
 pub use proc::{Exit, Proc};
 pub use stand::Stand;
 pub use storage_daemon::StorageDaemon;

@@ -1,6 +1,7 @@
 //! Arguments.
 
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Stores and reads receipts by path on a disk that several virtual machines share.
@@ -128,5 +129,12 @@ pub enum Command {
         /// End when everything acknowledged so far is printed.
         #[arg(long)]
         once: bool,
+    },
+    /// Show the receipts as read-only files below DIR until SIGTERM; `receipt mount --help` tells more. Needs `receipt-mount`.
+    #[command(disable_help_flag = true)]
+    Mount {
+        /// DIR and the options of `receipt-mount`.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "DIR")]
+        rest: Vec<OsString>,
     },
 }

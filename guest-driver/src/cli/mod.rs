@@ -3,6 +3,7 @@
 pub mod args;
 mod chain;
 mod get;
+mod mount;
 mod progress;
 mod put;
 mod queue;
@@ -44,6 +45,7 @@ fn dispatch(args: &Args) -> Result<u8> {
         Command::Verify { from: None } => show::verify(args),
         Command::Verify { from: Some(note) } => chain::verify_from(args, note),
         Command::Checkpoint => chain::checkpoint(args),
+        Command::Mount { rest } => mount::run(args, rest),
         Command::Follow { from, poll_ms, once } => chain::follow(args, *from, *poll_ms, *once),
     }
 }
