@@ -12,7 +12,7 @@ use crate::log::{Cursor, read_header};
 use crate::path::ReceiptPath;
 use crate::reader::{Reader, Stat};
 use crate::record::{Header, Kind};
-use crate::superblock::Superblock;
+use crate::{Superblock, hex};
 
 /// First word of a head note.
 const NOTE_MAGIC: &str = "receipt-note-1";
@@ -30,7 +30,6 @@ pub struct Note {
 
 impl std::fmt::Display for Note {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         write!(f, "{NOTE_MAGIC} {} {} {}", hex(&self.uuid), self.seq, hex(&self.hash))
     }
 }

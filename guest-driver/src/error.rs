@@ -194,6 +194,9 @@ pub enum Error {
         /// Sequence of the record that is there.
         seq: u64,
     },
+    /// The change was to follow another one, which was refused.
+    #[error("not made, because the change before it was refused")]
+    NotReached,
     /// What the process that holds the writer answered.
     #[error("{text}")]
     Remote {
@@ -230,7 +233,9 @@ impl Error {
             Self::CorruptReceipt { .. } | Self::Corrupt(_) | Self::CorruptLog { .. } => 5,
             Self::NoSpace { .. } | Self::IndexFull { .. } => 6,
             Self::Busy { .. } | Self::ReadOnly { .. } | Self::Fenced { .. } => 7,
-            Self::NotEmpty { .. } | Self::Exists { .. } | Self::TooManyVersions { .. } => 8,
+            Self::NotEmpty { .. } | Self::Exists { .. } | Self::TooManyVersions { .. } | Self::NotReached => {
+                8
+            }
         }
     }
 }

@@ -43,16 +43,21 @@ pub mod record;
 pub mod recover;
 #[cfg(test)]
 mod remove_tests;
+#[cfg(feature = "render")]
+pub mod render;
 pub mod rules;
 pub mod shared;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod socket;
 pub mod space;
+pub mod stop;
 pub mod summary;
 pub mod superblock;
 pub mod table;
 pub mod verify;
 pub mod window;
+pub mod wire;
 pub mod writer;
 
 pub use device::Device;
@@ -71,6 +76,12 @@ pub use writer::{Change, Put, Stored, Writer, WriterOptions};
 pub fn clock_ms() -> u64 {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since_1970.ok().and_then(|d| u64::try_from(d.as_millis()).ok()).unwrap_or_default()
+}
+
+/// Lower case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Random bytes of the operating system.

@@ -10,6 +10,7 @@ use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
 use crate::path::ReceiptPath;
 use crate::writer::{Change, Put, Stored, Writer};
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -77,10 +78,13 @@ impl OwnedChange {
     }
 }
 
+/// Changes that are made together.
+pub type Group = Vec<OwnedChange>;
+
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<(u64, OwnedChange)>,
-    answers: HashMap<u64, Result<Stored>>,
+    queue: VecDeque<(u64, Group)>,
+    answers: HashMap<u64, Vec<Result<Stored>>>,
     next_ticket: u64,
     has_leader: bool,
     is_stopped: bool,
@@ -93,6 +97,8 @@ pub struct SharedWriter<D> {
     state: Mutex<State>,
     changed: Condvar,
     limits: CommitLimits,
+    commits: AtomicU64,
+    has_failed: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,7 +133,19 @@ impl<D: Device> SharedWriter<D> {
                 bytes: limits.bytes.min(BATCH_BYTES_MAX),
                 wait: limits.wait,
             },
+            commits: AtomicU64::new(0),
+            has_failed: AtomicBool::new(false),
         }
+    }
+
+    /// Group commits so far.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Whether the writer has stopped after an error: nothing is stored until the store is opened again.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
     }
 
     /// Makes one change; returns when it is durable and visible.
@@ -140,23 +158,31 @@ impl<D: Device> SharedWriter<D> {
 
     /// Makes several changes, in their order, in as few group commits as the limits allow; each has its own answer.
     pub fn change_all(&self, changes: Vec<OwnedChange>) -> Vec<Result<Stored>> {
-        let count = changes.len() as u64;
+        let groups = changes.into_iter().map(|change| vec![change]).collect();
+        self.change_groups(groups).into_iter().flatten().collect()
+    }
+
+    /// Makes groups of changes, in their order, in as few group commits as the limits allow. No group is divided between two
+    /// commits; what a refusal does to the rest of its group says [`Writer::commit_groups`]. One answer a change.
+    pub fn change_groups(&self, groups: Vec<Group>) -> Vec<Vec<Result<Stored>>> {
+        let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+        let stopped = |size: &usize| (0..*size).map(|_| Err(Error::WriterStopped)).collect();
         let mut state = lock(&self.state);
         if state.is_stopped {
-            return changes.iter().map(|_| Err(Error::WriterStopped)).collect();
+            return sizes.iter().map(stopped).collect();
         }
         let first = state.next_ticket;
-        state.next_ticket += count;
-        state.queue.extend((first..).zip(changes));
+        state.next_ticket += groups.len() as u64;
+        state.queue.extend((first..).zip(groups));
         let mut answers = Vec::new();
-        for ticket in first..first + count {
+        for (ticket, size) in (first..).zip(&sizes) {
             loop {
                 if let Some(answer) = state.answers.remove(&ticket) {
                     answers.push(answer);
                     break;
                 }
                 if state.is_stopped && !state.has_leader {
-                    answers.push(Err(Error::WriterStopped));
+                    answers.push(stopped(size));
                     break;
                 }
                 if state.has_leader {
@@ -179,34 +205,47 @@ impl<D: Device> SharedWriter<D> {
             std::thread::sleep(self.limits.wait);
         }
         let batch = self.take_batch();
-        let changes: Vec<Change<'_>> = batch.iter().map(|(_, change)| change.borrow()).collect();
+        let groups: Vec<Vec<Change<'_>>> =
+            batch.iter().map(|(_, group)| group.iter().map(OwnedChange::borrow).collect()).collect();
+        let groups: Vec<&[Change<'_>]> = groups.iter().map(Vec::as_slice).collect();
         let answers = match lock(&self.writer).as_mut() {
-            Some(writer) => writer.commit_changes(&changes),
+            Some(writer) => writer.commit_groups(&groups),
             None => Err(Error::WriterStopped),
         };
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        if matches!(&answers, Err(error) if !matches!(error, Error::Usage(_))) {
+            self.has_failed.store(true, Ordering::Relaxed);
+        }
         let mut state = lock(&self.state);
         match answers {
             Ok(answers) => {
-                state.answers.extend(batch.iter().map(|(ticket, _)| *ticket).zip(answers));
+                let mut answers = answers.into_iter();
+                for (ticket, group) in &batch {
+                    state.answers.insert(*ticket, answers.by_ref().take(group.len()).collect());
+                }
             }
             Err(error) => {
-                state.answers.extend(batch.iter().map(|(ticket, _)| (*ticket, Err(copy_of(&error)))));
+                for (ticket, group) in &batch {
+                    state.answers.insert(*ticket, group.iter().map(|_| Err(copy_of(&error))).collect());
+                }
             }
         }
         drop(state);
         lead.is_done = true;
     }
 
-    fn take_batch(&self) -> Vec<(u64, OwnedChange)> {
+    fn take_batch(&self) -> Vec<(u64, Group)> {
         let mut state = lock(&self.state);
         let mut batch = Vec::new();
-        let mut bytes = 0;
-        while let Some((_, change)) = state.queue.front() {
-            let len = change.data_len();
-            if !batch.is_empty() && (bytes + len > self.limits.bytes || batch.len() == self.limits.records) {
+        let (mut bytes, mut records) = (0, 0);
+        while let Some((_, group)) = state.queue.front() {
+            let len: u64 = group.iter().map(OwnedChange::data_len).sum();
+            let is_full = bytes + len > self.limits.bytes || records + group.len() > self.limits.records;
+            if !batch.is_empty() && is_full {
                 break;
             }
             bytes += len;
+            records += group.len();
             batch.extend(state.queue.pop_front());
         }
         batch
@@ -252,7 +291,6 @@ mod tests {
     use crate::sim::Sim;
     use crate::{FormatOptions, Reader, WriterOptions, format};
     use std::sync::Barrier;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     /// A disk whose flushes take a while and are counted.
     struct Slow {
@@ -325,6 +363,39 @@ mod tests {
     }
 
     #[test]
+    fn a_group_is_one_commit_and_other_data_refuses_all_of_it() {
+        let sim = Sim::new(16 << 20);
+        let device = store(&sim);
+        let writer = Writer::open(&device, &WriterOptions::default()).unwrap();
+        let shared = SharedWriter::new(writer, CommitLimits { records: 3, ..CommitLimits::default() });
+        let put = |name: &str, data: &[u8]| OwnedChange::put(path(name), data.to_vec());
+        shared.change(put("taken", b"1")).unwrap();
+        let before = device.flushes.load(Ordering::Relaxed);
+        let answers = shared.change_groups(vec![
+            vec![put("a", b"1"), put("b", b"1")],
+            vec![put("taken", b"2"), put("c", b"1"), put("d", b"1")],
+            vec![put("e", b"1"), put("taken", b"1"), put("f", &[0; 3 << 19])],
+            vec![put("g", b"1"), put("taken", b"2")],
+        ]);
+        // The second has nothing to flush: two commits write.
+        assert_eq!(device.flushes.load(Ordering::Relaxed) - before, 2);
+        assert!(answers[0].iter().all(Result::is_ok), "{answers:?}");
+        assert!(matches!(
+            answers[1].as_slice(),
+            [Err(Error::Exists { .. }), Err(Error::NotReached), Err(Error::NotReached)]
+        ));
+        assert!(matches!(answers[2].as_slice(), [Ok(_), Ok(_), Err(Error::TooLarge { .. })]), "{answers:?}");
+        assert!(matches!(answers[3].as_slice(), [Err(Error::NotReached), Err(Error::Exists { .. })]));
+        shared.close().unwrap();
+        let reader = Reader::new(sim.reader(), "sim");
+        let there = |name: &str| reader.get(&path(name)).is_ok();
+        assert_eq!(
+            ["a", "b", "c", "d", "e", "f", "g"].map(there),
+            [true, true, false, false, true, false, false]
+        );
+    }
+
+    #[test]
     fn limits_cut_commits_and_a_failing_device_answers_everybody() {
         let sim = Sim::new(16 << 20);
         let device = store(&sim);
@@ -351,6 +422,7 @@ mod tests {
         let (first, second) = answers.split_at(3);
         assert!(first.iter().all(|answer| matches!(answer, Err(Error::Device(_)))), "{first:?}");
         assert!(second.iter().all(|answer| matches!(answer, Err(Error::WriterStopped))), "{second:?}");
+        assert!(shared.has_failed());
         assert!(matches!(shared.close(), Err(Error::WriterStopped)));
     }
 }

@@ -8,7 +8,9 @@ use crate::batch::{Batch, Draft};
 use crate::control::{Control, Head, Lease, LogPosition};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, PAGE_HEAD, PAGE_LEASE, block_offset};
+use crate::layout::{
+    BATCH_BYTES_MAX, BATCH_RECORDS_MAX, DATA_BYTES_MAX, PAGE_HEAD, PAGE_LEASE, block_offset,
+};
 use crate::locator::Locator;
 use crate::log::{Tail, data_bytes_max, list_blocks, read_blocks, read_header};
 use crate::page::PageKind;
@@ -153,20 +155,42 @@ impl<D: Device> Writer<D> {
     /// [`Error::Usage`] for a batch over the limits; a device error or [`Error::Fenced`]: nothing of the batch is
     /// acknowledged and the writer has stopped.
     pub fn commit_changes(&mut self, changes: &[Change<'_>]) -> Result<Vec<Result<Stored>>> {
+        self.commit_groups(&changes.chunks(1).collect::<Vec<_>>())
+    }
+
+    /// As [`Writer::commit_changes`], in groups: where other data is stored under a path of the group, none of its changes is made, and where
+    /// there is no room for one, none after it. The change that was refused has the reason as its answer, the others that were not made
+    /// [`Error::NotReached`]. Answers come in the order of the changes. A group alone may have more bytes than a batch.
+    ///
+    /// # Errors
+    /// As [`Writer::commit_changes`].
+    pub fn commit_groups(&mut self, groups: &[&[Change<'_>]]) -> Result<Vec<Result<Stored>>> {
         if self.is_stopped {
             return Err(Error::WriterStopped);
         }
-        check_limits(changes)?;
+        check_limits(groups)?;
         self.pages.shrink();
         let mut batch =
             Batch::new(self.tail.clone(), self.lease.epoch, self.now_ms(), self.superblock.record_seed());
-        let results = changes
-            .iter()
-            .map(|change| match change {
-                Change::Put(put) => self.plan(&mut batch, put),
-                Change::Remove(path) => self.plan_removal(&mut batch, path),
-            })
-            .collect();
+        let mut results = Vec::new();
+        for group in groups {
+            let mut is_refused = false;
+            if let Some((refused, error)) = self.conflict(&batch, group) {
+                let mut error = Some(error);
+                let mut answer = |at| if at == refused { error.take() } else { None };
+                results.extend((0..group.len()).map(|at| Err(answer(at).unwrap_or(Error::NotReached))));
+                continue;
+            }
+            for change in *group {
+                let result = match change {
+                    _ if is_refused => Err(Error::NotReached),
+                    Change::Put(put) => self.plan(&mut batch, put),
+                    Change::Remove(path) => self.plan_removal(&mut batch, path),
+                };
+                is_refused |= result.is_err();
+                results.push(result);
+            }
+        }
         if batch.headers.is_empty() {
             return Ok(results);
         }
@@ -174,6 +198,23 @@ impl<D: Device> Writer<D> {
             return Err(self.stop(error));
         }
         Ok(results)
+    }
+
+    /// The first change of a group of several that meets other data, or damage. One alone is held against what is stored when it is planned.
+    fn conflict(&mut self, batch: &Batch, group: &[Change<'_>]) -> Option<(usize, Error)> {
+        if group.len() < 2 {
+            return None;
+        }
+        group.iter().enumerate().find_map(|(at, change)| {
+            let Change::Put(put) = change else { return None };
+            let header = match self.newest_version(batch, put.path) {
+                Ok(header) => header?,
+                Err(error) => return Some((at, error)),
+            };
+            let is_same = || header.data_hash == *blake3::hash(put.data).as_bytes();
+            let is_other = !put.is_new_version && !is_same();
+            is_other.then(|| (at, Error::Exists { path: put.path.to_string(), seq: header.seq }))
+        })
     }
 
     /// Steps 1 to 3; returning is step 4, the acknowledgement.
@@ -406,12 +447,14 @@ fn batch_day(ms: u64) -> u64 {
     ms / 86_400_000
 }
 
-fn check_limits(changes: &[Change<'_>]) -> Result<()> {
-    let bytes: u64 = changes.iter().map(Change::data_len).sum();
-    if changes.len() > BATCH_RECORDS_MAX || (changes.len() > 1 && bytes > BATCH_BYTES_MAX) {
+fn check_limits(groups: &[&[Change<'_>]]) -> Result<()> {
+    let count = groups.iter().map(|group| group.len()).sum::<usize>();
+    let bytes: u64 = groups.iter().copied().flatten().map(Change::data_len).sum();
+    let bytes_max = if groups.len() > 1 { BATCH_BYTES_MAX } else { DATA_BYTES_MAX + BATCH_BYTES_MAX };
+    // One change alone is held against the limit of its store, with an answer of its own.
+    if count > BATCH_RECORDS_MAX || (count > 1 && bytes > bytes_max) {
         return Err(Error::Usage(format!(
-            "a group commit takes {BATCH_RECORDS_MAX} changes and {BATCH_BYTES_MAX} bytes, this one has {} and {bytes}",
-            changes.len()
+            "a group commit takes {BATCH_RECORDS_MAX} changes and {bytes_max} bytes, this one has {count} and {bytes}"
         )));
     }
     Ok(())

@@ -3,7 +3,7 @@
 use super::args::Args;
 use super::{file_error, open_reader, say, show};
 use receipt_store::chain::{Event, Note};
-use receipt_store::{Error, Result};
+use receipt_store::{Error, Result, hex};
 use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub fn checkpoint(args: &Args) -> Result<u8> {
 fn say_note(args: &Args, note: &Note, checked: Option<u64>) -> Result<()> {
     if args.json {
         let mut line = serde_json::json!({
-            "note": note.to_string(), "uuid": show::hex(&note.uuid), "seq": note.seq, "hash": show::hex(&note.hash),
+            "note": note.to_string(), "uuid": hex(&note.uuid), "seq": note.seq, "hash": hex(&note.hash),
         });
         if let Some(checked) = checked {
             line["records"] = checked.into();

@@ -12,7 +12,6 @@ mod serve;
 mod show;
 mod sink;
 pub mod size;
-mod wire;
 
 use args::{Args, Command};
 use progress::Progress;
@@ -137,7 +136,7 @@ fn format(args: &Args, segment_bytes: Option<u64>, force: bool) -> Result<u8> {
         let (count, bytes) = (superblock.geometry.segment_count, superblock.geometry.segment_bytes);
         say(&format!(
             "{name}: store {} with {count} segments of {bytes} bytes",
-            show::hex(&superblock.uuid)
+            receipt_store::hex(&superblock.uuid)
         ))?;
     }
     Ok(0)

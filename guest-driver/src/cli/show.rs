@@ -3,13 +3,8 @@
 use super::args::Args;
 use super::{open_reader, say};
 use receipt_store::control::Control;
-use receipt_store::{Device, ReceiptPath, Result, Stat, Superblock};
+use receipt_store::{Device, ReceiptPath, Result, Stat, Superblock, hex};
 use serde_json::{Value, json};
-
-/// Lower case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// What `stat` and `get --json` say.
 pub fn stat_json(stat: &Stat) -> Value {

@@ -1,8 +1,8 @@
 //! Where changes go: the writer of this process, or the one of the process that holds the device.
 
 use super::args::Args;
-use super::{device_path, open_reader, show, wire, writer_options};
-use receipt_store::{Change, Error, OwnedChange, RawDevice, Result, Stored, Writer};
+use super::{device_path, open_reader, writer_options};
+use receipt_store::{Change, Error, OwnedChange, RawDevice, Result, Stored, Writer, hex, wire};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ impl Sink {
                 }
             };
             if let Ok(stream) = UnixStream::connect(&args.socket) {
-                let store = show::hex(&open_reader(args)?.superblock()?.uuid);
+                let store = hex(&open_reader(args)?.superblock()?.uuid);
                 return Ok(Self::Running(stream, store));
             }
             if Instant::now() >= deadline {

@@ -1,9 +1,5 @@
 //! `receipt-render`: electronic bank receipts from a CSV file as PNG pictures.
 
-// A module of this program and not of the library: the small guest binary must not carry fonts and drawing.
-#[path = "mod.rs"]
-mod render;
-
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write};
 use std::num::NonZero;
@@ -13,11 +9,11 @@ use std::thread;
 
 use clap::Parser;
 
-use render::Renderer;
-use render::fonts::SYSTEM_FONT_DIR;
-use render::record::ReceiptRecord;
-use render::sample::sample;
-use render::table;
+use receipt_store::render::Renderer;
+use receipt_store::render::fonts::SYSTEM_FONT_DIR;
+use receipt_store::render::record::ReceiptRecord;
+use receipt_store::render::sample::sample;
+use receipt_store::render::table;
 
 /// Draws electronic bank receipts.
 #[derive(Parser)]

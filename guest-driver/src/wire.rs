@@ -4,8 +4,8 @@
 //! Request: `{"store": UUID, "changes": [{"path", "bytes" (none = remove), "new_version"}]}`. Answer: `{"answers": [{"locator", "version",
 //! "new"} or {"error", "exit_code"}]}`. A request is one group commit, so it has the limits of one.
 
-use receipt_store::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, DATA_BYTES_MAX};
-use receipt_store::{Error, Locator, OwnedChange, ReceiptPath, Result, Stored};
+use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, DATA_BYTES_MAX};
+use crate::{Error, Locator, OwnedChange, ReceiptPath, Result, Stored};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 
@@ -13,6 +13,7 @@ use std::io::{Read, Write};
 const JSON_BYTES_MAX: u32 = 4 << 20;
 
 /// A failure of the connection.
+#[must_use]
 pub fn broken(source: std::io::Error) -> Error {
     Error::File { name: "the connection to the running writer".to_owned(), source }
 }
@@ -21,6 +22,10 @@ fn bad(what: &str) -> Error {
     Error::Usage(format!("bad frame on the socket: {what}"))
 }
 
+/// Writes a frame without data.
+///
+/// # Errors
+/// The connection broke, or the frame is too long.
 pub fn write_frame(stream: &mut impl Write, value: &Value) -> Result<()> {
     let text = value.to_string();
     let len = u32::try_from(text.len()).map_err(|_| bad("too long"))?;
@@ -29,6 +34,9 @@ pub fn write_frame(stream: &mut impl Write, value: &Value) -> Result<()> {
 }
 
 /// Reads the JSON of a frame whose length was read.
+///
+/// # Errors
+/// The connection broke, or the frame is too long or no JSON.
 pub fn read_json(stream: &mut impl Read, len: [u8; 4]) -> Result<Value> {
     let len = u32::from_le_bytes(len);
     if len > JSON_BYTES_MAX {
@@ -39,6 +47,10 @@ pub fn read_json(stream: &mut impl Read, len: [u8; 4]) -> Result<Value> {
     serde_json::from_slice(&text).map_err(|_| bad("no JSON"))
 }
 
+/// Reads a frame without data.
+///
+/// # Errors
+/// As [`read_json`].
 pub fn read_frame(stream: &mut impl Read) -> Result<Value> {
     let mut len = [0; 4];
     stream.read_exact(&mut len).map_err(broken)?;
@@ -46,6 +58,7 @@ pub fn read_frame(stream: &mut impl Read) -> Result<Value> {
 }
 
 /// The JSON of a request.
+#[must_use]
 pub fn request(store: &str, changes: &[OwnedChange]) -> Value {
     let changes: Vec<Value> = changes
         .iter()
@@ -62,13 +75,18 @@ pub fn request(store: &str, changes: &[OwnedChange]) -> Value {
 /// What a request announces; its data is not read yet.
 #[derive(Debug)]
 pub struct Announced {
+    /// Hexadecimal uuid of the store that is meant.
     pub store: String,
     changes: Vec<(ReceiptPath, Option<u64>, bool)>,
+    /// Bytes of data that follow.
     pub bytes: u64,
 }
 
 impl Announced {
     /// Checks the limits of a group commit; the data of one put may be too large by one byte, which the writer then refuses.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] or [`Error::BadPath`].
     pub fn parse(value: &Value) -> Result<Self> {
         let list = value["changes"].as_array().ok_or_else(|| bad("no changes"))?;
         let mut announced = Self {
@@ -92,6 +110,9 @@ impl Announced {
     }
 
     /// Reads the data that follows.
+    ///
+    /// # Errors
+    /// The connection broke.
     pub fn read_data(self, stream: &mut impl Read) -> Result<Vec<OwnedChange>> {
         let mut changes = Vec::new();
         for (path, bytes, is_new_version) in self.changes {
@@ -108,6 +129,8 @@ impl Announced {
     }
 }
 
+/// The JSON of an answer.
+#[must_use]
 pub fn answer(result: &Result<Stored>) -> Value {
     match result {
         Ok(stored) => {
@@ -118,6 +141,9 @@ pub fn answer(result: &Result<Stored>) -> Value {
 }
 
 /// An answer as if this process had the writer.
+///
+/// # Errors
+/// What the writer answered, or [`Error::Usage`] when that makes no sense.
 pub fn parse_answer(value: &Value) -> Result<Stored> {
     if let Some(text) = value["error"].as_str() {
         let exit_code = value["exit_code"].as_u64().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);

@@ -1,0 +1,152 @@
+//! `GET /receipts/PATH`: the bytes as they were stored.
+
+use super::Front;
+use super::range::Part;
+use crate::answer::{Fault, Reply, bare_reply};
+use crate::disk::{Image, Outcome, empty};
+use crate::server::Asked;
+use crate::target::{Query, Wanted, encode, encode_path};
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
+    ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
+};
+use receipt_store::{Stat, hex};
+
+/// The type of bytes that are none of the known ones.
+const OTHER_TYPE: &str = "application/octet-stream";
+
+/// What the first bytes say that a receipt is. Any bytes are stored, so this may be wrong; browsers are told not to guess further.
+pub fn content_type(data: &[u8]) -> &'static str {
+    let kinds: [(&[u8], &str); 3] =
+        [(b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"%PDF-", "application/pdf")];
+    kinds.into_iter().find_map(|(magic, name)| data.starts_with(magic).then_some(name)).unwrap_or(OTHER_TYPE)
+}
+
+/// A name for a saved file: the last part of the path.
+pub fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+impl Front {
+    /// `GET /receipts/PATH[?version=N][&download=1]`; PATH may be a locator.
+    pub async fn image(&self, asked: &Asked, encoded: &str) -> Outcome<Reply> {
+        let query = Query::strict(asked.uri.query(), &["version", "download"])?;
+        let version = match query.number("version")? {
+            Some(number) => Some(u16::try_from(number).map_err(|_| Fault::not_found("no such version"))?),
+            None => None,
+        };
+        self.send(asked, Self::wanted(encoded)?, &query, version).await
+    }
+
+    /// Reads and verifies a receipt.
+    pub async fn read(&self, wanted: Wanted, version: Option<u16>) -> Outcome<Image> {
+        self.disk
+            .receipt(&self.memory, move |reader| match (wanted, version) {
+                (Wanted::Locator(locator), None) => reader.get_locator(&locator),
+                (Wanted::Path(path), None) => reader.get(&path),
+                (wanted, Some(version)) => reader.get_version(wanted.path(), version),
+            })
+            .await
+    }
+
+    /// Answers with a receipt.
+    pub async fn send(
+        &self,
+        asked: &Asked,
+        wanted: Wanted,
+        query: &Query,
+        version: Option<u16>,
+    ) -> Outcome<Reply> {
+        // By path the answer may be another version tomorrow; by locator or version it is the same for ever. An id may move on, too.
+        let pinned = asked.uri.path().starts_with("/receipts/")
+            && (version.is_some() || matches!(wanted, Wanted::Locator(_)));
+        let locator = match &wanted {
+            Wanted::Locator(locator) => Some(locator.clone()),
+            Wanted::Path(_) => None,
+        };
+        let is_download = query.flag("download")?;
+        let image = self.read(wanted, version).await?;
+        // A locator that fits no more falls back to its path: then it pins nothing.
+        let pinned = pinned && locator.is_none_or(|locator| locator == image.stat.locator());
+        let etag = format!("\"{}\"", hex(&image.stat.header.data_hash));
+        let mut reply = if matches_any(&asked.headers, &etag) {
+            empty(StatusCode::NOT_MODIFIED)
+        } else {
+            body(&asked.headers, &etag, &image, is_download)
+        };
+        let headers = reply.headers_mut();
+        set(headers, ETAG, &etag);
+        let caching = if pinned { "private, max-age=31536000, immutable" } else { "private, no-cache" };
+        set(headers, CACHE_CONTROL, caching);
+        describe(headers, &image.stat);
+        Ok(reply)
+    }
+}
+
+fn body(asked: &HeaderMap, etag: &str, image: &Image, is_download: bool) -> Reply {
+    let data = &image.data;
+    let mut reply = match Part::of(asked, etag, data.len()) {
+        Part::Whole => bare_reply(StatusCode::OK, data.clone()),
+        Part::Bytes(first, last) => {
+            let mut reply = bare_reply(StatusCode::PARTIAL_CONTENT, data.slice(first..=last));
+            set(reply.headers_mut(), CONTENT_RANGE, &format!("bytes {first}-{last}/{}", data.len()));
+            reply
+        }
+        Part::Beyond => {
+            let mut reply = bare_reply(StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new());
+            set(reply.headers_mut(), CONTENT_RANGE, &format!("bytes */{}", data.len()));
+            return reply;
+        }
+    };
+    let headers = reply.headers_mut();
+    let content_type = content_type(data);
+    set(headers, CONTENT_TYPE, content_type);
+    set(headers, X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set(headers, ACCEPT_RANGES, "bytes");
+    // Should the bytes be a page after all, it may do nothing. A browser's own viewer of PDF would not start under this.
+    if content_type != "application/pdf" {
+        set(headers, CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'; sandbox");
+    }
+    let name = encode(file_name(image.stat.path.as_str()), "");
+    let is_shown = !is_download && content_type != OTHER_TYPE;
+    let kind = if is_shown { "inline" } else { "attachment" };
+    set(headers, CONTENT_DISPOSITION, &format!("{kind}; filename*=UTF-8''{name}"));
+    reply
+}
+
+/// What is known about a receipt, for programs.
+fn describe(headers: &mut HeaderMap, stat: &Stat) {
+    let locator = encode_path(&stat.locator().to_string());
+    set(headers, HeaderName::from_static("receipt-locator"), &locator);
+    set(headers, HeaderName::from_static("receipt-version"), &stat.header.version.to_string());
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// `If-None-Match` with this tag in its list. Weak comparison: a `W/` before the tag does not count.
+fn matches_any(headers: &HeaderMap, etag: &str) -> bool {
+    headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|list| {
+        list.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_come_from_the_first_bytes() {
+        assert_eq!(content_type(b"\x89PNG\r\n\x1a\n..."), "image/png");
+        assert_eq!(content_type(b"\xff\xd8\xff\xe0"), "image/jpeg");
+        assert_eq!(content_type(b"%PDF-1.7"), "application/pdf");
+        for other in [&b""[..], b"\x89PN", b"<html><script>", b"GIF89a", b"\xff\xd8"] {
+            assert_eq!(content_type(other), "application/octet-stream");
+        }
+    }
+}

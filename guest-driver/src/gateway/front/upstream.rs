@@ -1,0 +1,160 @@
+//! The issuer as the front end sees it: one question, the path of an id, over connections that are kept.
+
+use crate::answer::Fault;
+use crate::disk::Outcome;
+use crate::ids::Id;
+use crate::limits::{ISSUER_ANSWER_BYTES, ISSUER_CONNECTIONS, ISSUER_TIME};
+use crate::metrics::Text;
+use crate::stream::{Stream, Traffic};
+use crate::target::encode;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::HOST;
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use receipt_store::{Error, Locator, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::TcpStream;
+
+type Sender = SendRequest<Empty<Bytes>>;
+
+/// Why a question has no answer: with the connection, or for good.
+enum Trouble {
+    /// A kept connection had ended meanwhile: another one may do.
+    Stale,
+    /// The fault of the request.
+    Fault(Fault),
+}
+
+/// The issuer.
+#[derive(Debug)]
+pub struct Upstream {
+    authority: String,
+    idle: Mutex<Vec<Sender>>,
+    traffic: Arc<Traffic>,
+    questions: AtomicU64,
+    connections: AtomicU64,
+}
+
+fn down(detail: impl std::fmt::Display) -> Fault {
+    let message = "the issuer does not answer; receipts whose path is known can still be read";
+    Fault::new(StatusCode::BAD_GATEWAY, "issuer_down", message).because(detail)
+}
+
+impl Upstream {
+    /// The issuer at `http://HOST:PORT`.
+    pub fn new(url: &str) -> Result<Self> {
+        let bad =
+            |why| Error::Usage(format!("--issuer {url}: {why}; it looks like http://192.168.77.1:8080"));
+        let uri: Uri = url.parse().map_err(|_| bad("no URL"))?;
+        let is_plain = uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
+        let authority = uri.authority().filter(|_| is_plain).ok_or_else(|| bad("only http://HOST:PORT"))?;
+        if authority.as_str().contains('@') {
+            return Err(bad("no user name here"));
+        }
+        let host = authority.host();
+        let authority = format!("{host}:{}", authority.port_u16().unwrap_or(80));
+        Ok(Self {
+            authority,
+            idle: Mutex::default(),
+            traffic: Arc::default(),
+            questions: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+        })
+    }
+
+    /// Asks where the receipt of `id` is.
+    pub async fn locate(&self, id: &Id) -> Outcome<Locator> {
+        self.questions.fetch_add(1, Ordering::Relaxed);
+        tokio::time::timeout(ISSUER_TIME, self.ask(id))
+            .await
+            .unwrap_or_else(|_| Err(down("no answer in time")))
+    }
+
+    async fn ask(&self, id: &Id) -> Outcome<Locator> {
+        if let Some(sender) = self.kept() {
+            match self.ask_on(sender, id).await {
+                Err(Trouble::Stale) => self.forget(), // the others are as old
+                Err(Trouble::Fault(fault)) => return Err(fault),
+                Ok(locator) => return Ok(locator),
+            }
+        }
+        let sender = self.connect().await?;
+        self.ask_on(sender, id).await.map_err(|trouble| match trouble {
+            Trouble::Stale => down("the connection ended before the answer"),
+            Trouble::Fault(fault) => fault,
+        })
+    }
+
+    fn kept(&self) -> Option<Sender> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|sender| !sender.is_closed());
+        idle.pop()
+    }
+
+    fn forget(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn keep(&self, sender: Sender) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < ISSUER_CONNECTIONS {
+            idle.push(sender);
+        }
+    }
+
+    async fn connect(&self) -> Outcome<Sender> {
+        let tcp = TcpStream::connect(&self.authority).await.map_err(down)?;
+        let _ = tcp.set_nodelay(true); // slower without, but right
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let stream = Stream::new(tcp, self.traffic.clone(), ISSUER_TIME);
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(down)?;
+        tokio::spawn(async move {
+            let _ = connection.await; // its end shows in the sender
+        });
+        Ok(sender)
+    }
+
+    async fn ask_on(&self, mut sender: Sender, id: &Id) -> std::result::Result<Locator, Trouble> {
+        let request = Request::get(format!("/paths/{}", encode(id.as_str(), "")))
+            .header(HOST, &self.authority)
+            .body(Empty::new())
+            .map_err(|error| Trouble::Fault(down(error)))?;
+        sender.ready().await.map_err(|_| Trouble::Stale)?;
+        let response = sender.send_request(request).await.map_err(|_| Trouble::Stale)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ISSUER_ANSWER_BYTES);
+        let body = body.collect().await.map_err(|error| Trouble::Fault(down(error)))?.to_bytes();
+        self.keep(sender);
+        read_answer(status, &body, id).map_err(Trouble::Fault)
+    }
+
+    /// Counters.
+    pub fn write(&self, text: &mut Text) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let names = ["issuer_questions_total", "issuer_connections_total"];
+        text.single(names[0], "counter", "Ids that the issuer was asked for.", count(&self.questions));
+        text.single(names[1], "counter", "Connections to the issuer.", count(&self.connections));
+        text.family("issuer_bytes_total", "counter", "Bytes of HTTP to and from the issuer.");
+        text.sample("issuer_bytes_total", "{direction=\"sent\"}", count(&self.traffic.sent));
+        text.sample("issuer_bytes_total", "{direction=\"received\"}", count(&self.traffic.received));
+    }
+}
+
+fn read_answer(status: StatusCode, body: &[u8], id: &Id) -> Outcome<Locator> {
+    match status {
+        StatusCode::OK => {
+            let locator = std::str::from_utf8(body).ok().and_then(Locator::parse);
+            locator.ok_or_else(|| down("its answer is no locator"))
+        }
+        StatusCode::NOT_FOUND => Err(Fault::not_found(format!("id {:?}: not found", id.as_str()))),
+        StatusCode::CONFLICT => {
+            let message = format!("id {:?}: pending (not acknowledged yet; try again)", id.as_str());
+            let fault = Fault::new(StatusCode::CONFLICT, "pending", message);
+            Err(fault.with(hyper::header::RETRY_AFTER, "1"))
+        }
+        status => Err(down(format!("it answered {status}"))),
+    }
+}

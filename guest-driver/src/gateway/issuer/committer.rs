@@ -1,0 +1,75 @@
+//! From many waiting requests to few group commits: one thread takes what has queued while the last commit ran.
+//!
+//! Invariant: every group that was taken is answered, or its sender is dropped, which its request takes for a failure.
+
+use crate::answer::Fault;
+use crate::limits::QUEUED_PUTS;
+use receipt_store::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
+use receipt_store::shared::Group;
+use receipt_store::{OwnedChange, RawDevice, Result, SharedWriter, Stored};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use tokio::sync::{mpsc, oneshot, watch};
+
+type Answers = Vec<Result<Stored>>;
+
+#[derive(Debug)]
+struct Job {
+    group: Group,
+    answer: oneshot::Sender<Answers>,
+}
+
+/// Where groups go. The thread ends when this is dropped and the queue is empty.
+#[derive(Debug)]
+pub struct Committer {
+    jobs: mpsc::Sender<Job>,
+    commits: watch::Receiver<u64>,
+}
+
+impl Committer {
+    /// Starts the thread.
+    pub fn start(shared: Arc<SharedWriter<RawDevice>>) -> (Self, JoinHandle<()>) {
+        let (jobs, receiver) = mpsc::channel(QUEUED_PUTS);
+        let (committed, commits) = watch::channel(0);
+        let thread = std::thread::spawn(move || commit_all(&shared, receiver, &committed));
+        (Self { jobs, commits }, thread)
+    }
+
+    /// Changes after every commit of this thread.
+    pub fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.clone()
+    }
+
+    /// Makes the changes of a group; returns when they are durable and visible.
+    pub async fn commit(&self, group: Group) -> std::result::Result<Answers, Fault> {
+        let stopped = || Fault::unavailable("not_writable", "the writer has stopped");
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(Job { group, answer }).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())
+    }
+}
+
+fn commit_all(
+    shared: &SharedWriter<RawDevice>,
+    mut jobs: mpsc::Receiver<Job>,
+    committed: &watch::Sender<u64>,
+) {
+    while let Some(first) = jobs.blocking_recv() {
+        let mut bytes = len_bytes(&first);
+        let (mut groups, mut waiting) = (vec![first.group], vec![first.answer]);
+        while bytes < BATCH_BYTES_MAX && groups.len() < BATCH_RECORDS_MAX {
+            let Ok(job) = jobs.try_recv() else { break };
+            bytes += len_bytes(&job);
+            groups.push(job.group);
+            waiting.push(job.answer);
+        }
+        for (answers, waiting) in shared.change_groups(groups).into_iter().zip(waiting) {
+            let _ = waiting.send(answers); // the request has gone: its change is made all the same
+        }
+        committed.send_modify(|count| *count += 1);
+    }
+}
+
+fn len_bytes(job: &Job) -> u64 {
+    job.group.iter().map(OwnedChange::data_len).sum()
+}

@@ -1,0 +1,156 @@
+//! The issuer: holds the writer, stores what is put, answers paths.
+
+mod committer;
+mod draw;
+mod feed;
+mod paths;
+mod put;
+
+use super::answer::{Fault, Reply, json_reply, text_reply};
+use super::body::drain;
+use super::disk::{Disk, Memory, device_path};
+use super::log::Log;
+use super::metrics::Text;
+use super::server::{Answered, App, Asked, Common, Server, listen, only_get, serve};
+use super::{args, limits};
+use committer::Committer;
+use draw::Painter;
+use feed::Feed;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use receipt_store::control::Control;
+use receipt_store::socket::Socket;
+use receipt_store::stop::StopSignals;
+use receipt_store::{CommitLimits, RawDevice, Result, SharedWriter, Writer, WriterOptions, hex};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The issuer's parts.
+#[derive(Debug)]
+pub struct Issuer {
+    disk: Arc<Disk>,
+    shared: Arc<SharedWriter<RawDevice>>,
+    committer: Committer,
+    feed: Feed,
+    painter: Option<Arc<Painter>>,
+    memory: Memory,
+    request_time: Duration,
+    data_bytes_max: u64,
+    store: String,
+    epoch: u32,
+    common: Arc<Common>,
+    log: Log,
+}
+
+/// Runs the issuer until a signal.
+pub fn run(args: &args::Issuer, runtime: &tokio::runtime::Runtime, signals: &StopSignals) -> Result<()> {
+    let path = device_path(args.server.device.as_deref())?;
+    // All that may be wrong with the host's configuration, before the store is opened for writing.
+    let painter = Painter::load(&args.font_dir)?.map(Arc::new);
+    let listener = listen(args.server.listen)?;
+    let writer = open_writer(&path)?;
+    let mut socket = match Socket::listen(&args.socket) {
+        Ok(socket) => socket,
+        Err(error) => return writer.close().and(Err(error)),
+    };
+    let (store, epoch) = (hex(&writer.superblock().uuid), writer.epoch());
+    let data_bytes_max = writer.data_bytes_max();
+    let wait = Duration::from_millis(args.batch_wait_ms);
+    let shared = Arc::new(SharedWriter::new(writer, CommitLimits { wait, ..CommitLimits::default() }));
+    socket.serve(shared.clone(), store.clone());
+    let (log, log_thread) = Log::start();
+    let common = Arc::new(Common::default());
+    let (stop, stopped) = watch::channel(false);
+    let (committer, committer_thread) = Committer::start(shared.clone());
+    let issuer = Issuer {
+        disk: Arc::new(Disk::open(&path)?),
+        shared: shared.clone(),
+        feed: Feed::new(committer.commits(), stopped.clone()),
+        committer,
+        painter,
+        memory: Memory::new(args.server.body_memory_mib),
+        request_time: args.server.request_time(),
+        data_bytes_max,
+        store,
+        epoch,
+        common: common.clone(),
+        log: log.clone(),
+    };
+    let server = Server::new(App::Issuer(Arc::new(issuer)), &args.server, log, common);
+    serve(server, listener, runtime, (&stop, stopped), signals)?;
+    // Requests that were cut may have left changes behind; they end first, then the store is closed, then the socket goes.
+    let _ = committer_thread.join();
+    let closed = shared.close();
+    drop(socket);
+    let _ = log_thread.join();
+    closed
+}
+
+fn open_writer(path: &std::path::Path) -> Result<Writer<RawDevice>> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = path.display().to_string();
+    let options = WriterOptions { name, guest_name: host.trim().to_owned(), ..WriterOptions::default() };
+    Writer::open(RawDevice::open_writer(path)?, &options)
+}
+
+impl Issuer {
+    /// Answers a request.
+    pub async fn answer(&self, asked: &Asked, mut body: Incoming) -> Answered {
+        let path = asked.uri.path();
+        let (route, answer) = if let Some(path) = path.strip_prefix("/receipts/") {
+            ("put", self.put(asked, path, &mut body).await)
+        } else if path == "/issue" {
+            ("issue", self.issue(asked, &mut body).await)
+        } else if path == "/paths" {
+            ("feed", self.changes(asked).await)
+        } else if let Some(id) = path.strip_prefix("/paths/") {
+            ("path", self.path_of(asked, id).await)
+        } else if path == "/health" {
+            ("health", self.health(asked).await)
+        } else if path == "/metrics" {
+            ("metrics", self.metrics(asked))
+        } else {
+            ("other", Err(Fault::not_found("nothing here: PUT /receipts/PATH, POST /issue, GET /paths/ID")))
+        };
+        if answer.is_err() {
+            drain(&asked.headers, &mut body).await;
+        }
+        (route, answer)
+    }
+
+    /// Whether receipts can be stored: 200, or 503 with the reason.
+    async fn health(&self, asked: &Asked) -> std::result::Result<Reply, Fault> {
+        only_get(asked)?;
+        let control = self
+            .disk
+            .run(|reader| Control::read(reader.device(), &*reader.superblock()?))
+            .await
+            .map_err(|fault| Fault::unavailable("device", fault.message))?;
+        let lease_epoch = control.lease.as_ref().map_or(0, |lease| lease.epoch);
+        let status = match () {
+            () if lease_epoch > self.epoch => "fenced",
+            () if self.shared.has_failed() => "stopped",
+            () => "ok",
+        };
+        let code = if status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let body = json!({
+            "status": status, "writable": status == "ok", "store": self.store, "epoch": self.epoch,
+            "lease_epoch": lease_epoch, "seq": control.head.published_seq, "issue": self.painter.is_some(),
+        });
+        Ok(json_reply(code, &body))
+    }
+
+    fn metrics(&self, asked: &Asked) -> std::result::Result<Reply, Fault> {
+        only_get(asked)?;
+        let mut text = Text::default();
+        self.common.write(&mut text, &self.log);
+        text.single("commits_total", "counter", "Group commits.", self.shared.commits());
+        let writable = u8::from(!self.shared.has_failed());
+        text.single("writable", "gauge", "1 until the writer stops after an error.", writable);
+        Ok(text_reply(StatusCode::OK, "text/plain; version=0.0.4", text.0))
+    }
+}
+
+const _: () = assert!(limits::QUEUED_PUTS >= 256, "a group commit takes 256 changes");

@@ -1,0 +1,109 @@
+//! `PUT /receipts/PATH` and `POST /issue`: an image becomes durable, and found by its path and by its id.
+
+use super::Issuer;
+use crate::answer::{Fault, Reply, json_reply};
+use crate::body::{Received, receive};
+use crate::ids::{Id, is_reserved};
+use crate::limits::RECORD_BYTES;
+use crate::server::Asked;
+use crate::target::{Query, Wanted};
+use hyper::body::Incoming;
+use hyper::{Method, StatusCode};
+use receipt_store::{Error, OwnedChange, ReceiptPath};
+use serde_json::json;
+
+/// The header that may carry the id instead of the query.
+const ID_HEADER: &str = "receipt-id";
+
+impl Issuer {
+    /// `PUT /receipts/PATH[?id=ID][&new_version=1]`.
+    pub async fn put(&self, asked: &Asked, path: &str, body: &mut Incoming) -> Result<Reply, Fault> {
+        if asked.method != Method::PUT {
+            return Err(Fault::method("PUT"));
+        }
+        let Wanted::Path(path) = Wanted::parse(path)? else {
+            return Err(Fault::new(StatusCode::BAD_REQUEST, "bad_path", "a locator cannot be put"));
+        };
+        if is_reserved(&path) {
+            return Err(Fault::new(StatusCode::BAD_REQUEST, "bad_path", "paths below .id/ are those of ids"));
+        }
+        let query = Query::strict(asked.uri.query(), &["id", "new_version"])?;
+        let (id, is_new_version) = (id_of(asked, &query)?, query.flag("new_version")?);
+        let received =
+            receive(&asked.headers, body, &self.memory, self.data_bytes_max, self.request_time).await?;
+        self.store(path, received, id, is_new_version).await
+    }
+
+    /// `POST /issue[?id=ID]`: draws the receipt and stores it. Its id is its serial unless another is given.
+    pub async fn issue(&self, asked: &Asked, body: &mut Incoming) -> Result<Reply, Fault> {
+        if asked.method != Method::POST {
+            return Err(Fault::method("POST"));
+        }
+        let Some(painter) = self.painter.clone() else {
+            let message = "this issuer draws no receipts: start it with --font-dir";
+            return Err(Fault::new(StatusCode::NOT_IMPLEMENTED, "no_fonts", message));
+        };
+        let query = Query::strict(asked.uri.query(), &["id"])?;
+        let given = id_of(asked, &query)?;
+        let Received { data, room, .. } =
+            receive(&asked.headers, body, &self.memory, RECORD_BYTES, self.request_time).await?;
+        let drawn = painter.draw(data).await?;
+        drop(room);
+        let room = self.memory.take(drawn.picture.len() as u64).await?;
+        let id = given.map_or_else(|| Id::new(&drawn.serial), Ok)?;
+        let path = ReceiptPath::new(&drawn.path)?;
+        let hash = blake3::hash(&drawn.picture);
+        self.store(path, Received { data: drawn.picture, hash, room }, Some(id), false).await
+    }
+
+    async fn store(
+        &self,
+        path: ReceiptPath,
+        received: Received,
+        id: Option<Id>,
+        is_new_version: bool,
+    ) -> Result<Reply, Fault> {
+        let Received { data, hash, room } = received;
+        let bytes = data.len();
+        let mut group = vec![OwnedChange::Put { path: path.clone(), data, is_new_version }];
+        if let Some(id) = &id {
+            group.push(id.change(&path)?);
+        }
+        let mut answers = self.committer.commit(group).await?.into_iter();
+        drop(room);
+        let receipt = answers.next().unwrap_or(Err(Error::WriterStopped));
+        match answers.next() {
+            Some(Err(Error::Exists { .. })) => {
+                let message = "the id belongs to another path; nothing was stored";
+                return Err(Fault::new(StatusCode::CONFLICT, "id_taken", message));
+            }
+            // The reason is in the answer of the receipt.
+            Some(Err(Error::NotReached)) if receipt.is_err() => {}
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(_)) | None => {}
+        }
+        let stored = receipt?;
+        let mut answer = json!({
+            "path": path.as_str(), "locator": stored.locator.to_string(), "hash": hash.to_hex().as_str(),
+            "seq": stored.locator.seq, "version": stored.version, "bytes": bytes, "new": stored.is_new,
+        });
+        if let Some(id) = &id {
+            answer["id"] = id.as_str().into();
+        }
+        Ok(json_reply(if stored.is_new { StatusCode::CREATED } else { StatusCode::OK }, &answer))
+    }
+}
+
+/// The id of a request, from its query or its header (percent-encoded in both).
+fn id_of(asked: &Asked, query: &Query) -> Result<Option<Id>, Fault> {
+    let header = asked.headers.get(ID_HEADER).map(|value| {
+        let text = value.to_str().ok().and_then(crate::target::decode);
+        text.ok_or_else(|| Fault::bad(format!("the header {ID_HEADER} is not percent-encoded UTF-8")))
+    });
+    match (query.get("id"), header.transpose()?) {
+        (Some(_), Some(_)) => Err(Fault::bad("two ids: one in the query, one in the header")),
+        (Some(id), None) => Id::new(id).map(Some),
+        (None, Some(id)) => Id::new(&id).map(Some),
+        (None, None) => Ok(None),
+    }
+}
