@@ -245,6 +245,28 @@ fn c7_poison_survives_a_kill_right_after_the_answer() {
     }
 }
 
+/// A write that was admitted before the sync failed, and waited for another request, is not begun after it.
+#[test]
+fn c7_write_that_waited_while_the_image_was_poisoned_is_refused() {
+    both_engines(|stand, engine| {
+        let [mut a, mut b] = ["a", "b"].map(|name| stand.guest(name, 2));
+        assert_eq!(status_of(&mut a, &write(0, 1)), status::OK, "{engine}");
+        stand.disk().hold(DiskOp::Read);
+        let read = b.submit(0, &Request::read(0, 8192));
+        stand.disk().wait_for_held(DiskOp::Read, 1);
+        a.submit(0, &write(0, 2));
+        let barrier = a.submit(0, &Request::get_id());
+        assert_eq!(a.wait_used(0).0, barrier);
+        stand.disk().fail(DiskOp::Sync, 0..u64::MAX, libc::EIO);
+        assert_eq!(a.request_on(1, &Request::flush()).status, status::IOERR, "{engine}");
+        stand.disk().release(DiskOp::Read);
+        let (head, outcome) = b.wait_used(0);
+        assert_eq!((head, outcome.status), (read, status::OK), "{engine}");
+        assert_eq!(a.wait_used(0).1.status, status::IOERR, "{engine}");
+        assert!(stand.disk().now(0, 8192) == [1; 8192], "{engine}");
+    });
+}
+
 /// Writes and flushes that wait while the sync fails are not answered as if it had not.
 #[test]
 fn c7_everything_that_waits_for_a_failing_sync_fails() {

@@ -128,6 +128,9 @@ struct Serve {
     /// Listen here for `ctl`
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    /// Whether the process gives up, after its start, all rights and system calls that serving does not take
+    #[arg(long, value_enum, default_value = "on")]
+    sandbox: Switch,
     /// Log every write and sync here, in the format of dm-log-writes: for crash tests, slow
     #[arg(long, value_name = "LOG")]
     record: Option<PathBuf>,
@@ -142,6 +145,13 @@ enum DiscardMode {
     Unmap,
     /// Keep the space allocated
     Ignore,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    /// To debug the backend
+    Off,
 }
 
 /// Where a guest's connections come from.
@@ -201,6 +211,8 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Whether requests go without an order, to show what the tests find then.
     pub unordered: bool,
+    /// Whether rights and system calls are given up after the start.
+    pub sandbox: bool,
 }
 
 impl Config {
@@ -292,6 +304,7 @@ impl Convention {
             control: None,
             record: None,
             unordered: false,
+            sandbox: true,
         })
     }
 }
@@ -327,6 +340,7 @@ impl Serve {
             state,
             image,
             unmap: self.discard == DiscardMode::Unmap,
+            sandbox: self.sandbox == Switch::On,
             guests,
             queues: self.queues,
             queue_size: self.queue_size,

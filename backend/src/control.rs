@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::limits::{MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
 use crate::operator::Operator;
+use crate::sandbox::Sandbox;
 use crate::shared::Shared;
 use crate::socket::Listener;
 use crate::stats::Snapshot;
@@ -51,6 +52,7 @@ pub struct StaticStatus {
     pub logical_block_bytes: u32,
     pub multi_writer: bool,
     pub state_file: String,
+    pub sandbox: Sandbox,
     #[serde(skip)]
     pub guests: Vec<StaticGuest>,
 }

@@ -42,6 +42,7 @@ mod poll;
 mod record;
 mod request;
 mod role;
+mod sandbox;
 pub mod server;
 mod session;
 mod shared;

@@ -1,11 +1,13 @@
 //! Starts everything in the one right order, and stops it again.
 //!
-//! Order of the start: image open and locked, engines made, threads running, and only then sockets: a front end
-//! that could connect too early might be lost for good (QEMU 7.2 does not come back from a failed handshake).
+//! Order of the start: image open and locked, engines made, sockets bound, rights given up, threads running, and only then
+//! are the sockets listened on: a front end that could connect too early might be lost for good (QEMU 7.2 does not come
+//! back from a failed handshake). System calls are filtered before the first front end is heard.
 
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
@@ -29,6 +31,7 @@ use crate::limits::{SERIAL_BYTES, STOP_DEADLINE_SECONDS};
 use crate::operator::{Configured, Operator, check_writers};
 use crate::record::Recorder;
 use crate::role::ReadMode;
+use crate::sandbox::{self, Sandbox};
 use crate::session::Offer;
 use crate::shared::Shared;
 use crate::sigbus;
@@ -68,24 +71,26 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
 
     let operator = Operator::new(Arc::clone(&shared), configured, config.multi_writer, state_file, state);
     let operator = Arc::new(operator);
-    sync_before_first_read(&shared, &operator);
-    let syncer = start_syncer(&operator, &shared)?;
-    let workers = start_workers(config, &shared, &operator, engines)?;
-    let control = Control {
-        fixed: static_status(config, &shared, engine_name, operator.state_file()),
-        operator: &operator,
-        shared: &shared,
-        connections: AtomicUsize::new(0),
-    };
     // All paths are taken before anybody can connect: a front end is never let in and then left.
     let guests = bind_guests(config)?;
     let control_listener = bind_control(config)?;
+    let sandbox = give_up_rights(config).map_err(system("cannot give up rights; see --sandbox"))?;
+    sync_before_first_read(&shared, &operator);
+    let syncer = start_syncer(&operator, &shared)?;
+    let workers = start_workers(config, &shared, &operator, engines)?;
     if signals.pending().next().is_some() {
         return Ok(());
     }
     guests.iter().try_for_each(|guest| guest.endpoint.listen()).map_err(system("cannot listen"))?;
     control_listener.iter().try_for_each(Listener::listen).map_err(system("cannot listen"))?;
-    announce(config, &shared);
+    let sandbox = if config.sandbox { sandbox::filter_calls(sandbox) } else { sandbox };
+    let control = Control {
+        fixed: static_status(config, &shared, engine_name, operator.state_file(), sandbox),
+        operator: &operator,
+        shared: &shared,
+        connections: AtomicUsize::new(0),
+    };
+    announce(config, &shared, sandbox);
     thread::scope(|scope| {
         if let Some(listener) = &control_listener {
             scope.spawn(|| control.serve(listener, stop.as_fd(), scope));
@@ -174,6 +179,22 @@ fn start_syncer(operator: &Arc<Operator>, shared: &Arc<Shared>) -> Result<JoinHa
     builder.spawn(run).map_err(system("cannot start a thread"))
 }
 
+/// From here on only the folders of the state file and of the sockets matter.
+fn give_up_rights(config: &Config) -> io::Result<Sandbox> {
+    if !config.sandbox {
+        return Ok(Sandbox::OFF);
+    }
+    let sockets = config.guests.iter().filter_map(|guest| match &guest.endpoint {
+        EndpointConfig::Listen(path) | EndpointConfig::Connect(path) => Some(path),
+        EndpointConfig::ListenFd(_) => None,
+    });
+    let files = sockets.chain(&config.control).chain([&config.state]);
+    let mut folders: Vec<PathBuf> = files.map(|path| sandbox::folder_of(path)).collect();
+    folders.sort();
+    folders.dedup();
+    sandbox::give_up_rights(&folders)
+}
+
 fn bind_control(config: &Config) -> Result<Option<Listener>, StartError> {
     config.control.as_deref().map(|path| Listener::bind(path, SocketAccess::default())).transpose()
 }
@@ -183,6 +204,7 @@ fn static_status(
     shared: &Shared,
     io_engine: &'static str,
     state: &StateFile,
+    sandbox: Sandbox,
 ) -> StaticStatus {
     let guest = |(index, guest): (usize, &GuestConfig)| StaticGuest {
         name: guest.name.clone(),
@@ -210,6 +232,7 @@ fn static_status(
         logical_block_bytes: shared.disk.image().logical_block_bytes(),
         multi_writer: config.multi_writer,
         state_file: state.path().display().to_string(),
+        sandbox,
         guests: config.guests.iter().enumerate().map(guest).collect(),
     }
 }
@@ -285,7 +308,7 @@ fn serial(index: usize, name: &str) -> Vec<u8> {
     format!("{SERIAL_PREFIX}-{short}").into_bytes()
 }
 
-fn announce(config: &Config, shared: &Shared) {
+fn announce(config: &Config, shared: &Shared, sandbox: Sandbox) {
     if config.unordered {
         log::warn!(
             "event=unordered RECEIPTDISK_UNORDERED is set: overlapping requests interleave, for tests only"
@@ -293,12 +316,14 @@ fn announce(config: &Config, shared: &Shared) {
     }
     let image = shared.disk.image();
     log::info!(
-        "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={}",
+        "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={} seccomp={} landlock={:?}",
         image.path.display(),
         image.capacity_bytes,
         image.cache,
         image.logical_block_bytes(),
-        config.guests.len()
+        config.guests.len(),
+        sandbox.seccomp,
+        sandbox.landlock
     );
 }
 

@@ -18,6 +18,7 @@ pub struct Serve {
     dir: PathBuf,
     sockets: Vec<PathBuf>,
     args: Vec<OsString>,
+    run_by: Vec<OsString>,
 }
 
 /// A running backend; killed when dropped.
@@ -32,7 +33,14 @@ impl Serve {
     /// Serves `image`, with the sockets in the image's folder.
     pub fn image(image: &Path) -> Self {
         let dir = image.parent().unwrap().to_owned();
-        Self { dir, sockets: Vec::new(), args: Vec::new() }.arg("serve").arg("--image").arg(image)
+        let serve = Self { dir, sockets: Vec::new(), args: Vec::new(), run_by: Vec::new() };
+        serve.arg("serve").arg("--image").arg(image)
+    }
+
+    /// Has a program with its arguments start it, such as `prlimit`, in its own place.
+    pub fn run_by(mut self, program: &[&str]) -> Self {
+        self.run_by = program.iter().map(OsString::from).collect();
+        self
     }
 
     /// Adds any argument.
@@ -79,7 +87,8 @@ impl Serve {
     /// Starts it and waits for nothing.
     pub fn spawn(self) -> Backend {
         let log = self.dir.join(format!("backend-{}.log", unique()));
-        let proc = Proc::spawn(Command::new(backend_binary()).args(&self.args), &log);
+        let line = [self.run_by, vec![backend_binary().into()], self.args].concat();
+        let proc = Proc::spawn(Command::new(&line[0]).args(&line[1..]), &log);
         Backend { proc, dir: self.dir, sockets: self.sockets }
     }
 

@@ -25,6 +25,8 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
+    /// Whether it left a core dump.
+    pub dumped_core: bool,
     /// All it wrote to standard error.
     pub stderr: String,
 }
@@ -131,7 +133,8 @@ impl Proc {
     }
 
     fn exit(&self, status: ExitStatus) -> Exit {
-        Exit { code: status.code(), signal: status.signal(), stderr: self.stderr() }
+        let (code, signal, dumped_core) = (status.code(), status.signal(), status.core_dumped());
+        Exit { code, signal, dumped_core, stderr: self.stderr() }
     }
 }
 
