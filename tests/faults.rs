@@ -302,6 +302,20 @@ fn c5_durable_read_after_a_kill_is_durable() {
     assert!(stand.disk().durable(0, 8192) == read.data);
 }
 
+/// A write that failed may be there in part, and that part is as unsynced as any.
+#[test]
+fn c5_durable_read_of_a_write_that_failed_waits_too() {
+    let stand = FaultStand::serve(|serve| serve.rw("a").guest("b", "access=ro,reads=durable"));
+    let [mut a, mut b] = ["a", "b"].map(|name| stand.guest(name, 1));
+    stand.disk().fail(DiskOp::Write, 512 << 10..516 << 10, libc::EIO);
+    // Bounced, so in several pieces.
+    assert_eq!(status_of(&mut a, &Request::write(0, &[1; 768 << 10]).skew(1)), status::IOERR);
+    assert!(stand.disk().now(0, 4096) == [1; 4096], "the first part is there");
+    let read = b.request(&Request::read(0, 4096));
+    assert_eq!((read.status, read.data[0]), (status::OK, 1));
+    assert!(stand.disk().durable(0, 4096) == read.data);
+}
+
 #[test]
 fn c5_durable_read_of_a_poisoned_image_after_a_restart_is_refused() {
     let conf = |serve: Serve| serve.rw("a").guest("b", "access=ro,reads=durable");

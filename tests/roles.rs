@@ -266,6 +266,25 @@ fn c6_decision_that_cannot_be_kept_gives_nobody_a_right() {
     assert_may_write(&mut b, 2);
 }
 
+/// The old writer's end is kept, the new one's beginning is not.
+#[test]
+fn c6_right_that_cannot_be_kept_is_not_given() {
+    let stand = stand();
+    let [mut a, mut b] = ["a", "b"].map(|name| stand.guest(name, 1));
+    assert_may_write(&mut a, 1);
+    stand.disk().hold(DiskOp::Sync);
+    let takeover = stand.ctl().start(&["takeover", "b"]);
+    stand.disk().wait_for_held(DiskOp::Sync, 1);
+    assert_standing(&stand.ctl(), "a", "standby", false);
+    fs::remove_file(stand.state_file()).unwrap();
+    fs::create_dir_all(stand.state_file().join("in the way")).unwrap();
+    stand.disk().release(DiskOp::Sync);
+    let error = Ctl::answer(&takeover.wait_with_output().unwrap()).unwrap_err();
+    assert!(error.contains("cannot be written"), "{error}");
+    assert_may_only_read(&stand, &mut a);
+    assert_may_only_read(&stand, &mut b);
+}
+
 /// Seen from outside: the new file, its name and its folder are synced, and then the operator is answered.
 #[test]
 fn c6_decisions_are_on_disk_before_they_are_answered() {

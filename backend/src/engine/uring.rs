@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::Completion;
@@ -43,7 +44,10 @@ impl UringEngine {
     /// Where the kernel or its configuration forbids io_uring.
     pub fn new(file: &File) -> io::Result<Self> {
         let completion_entries = u32::try_from(2 * MAX_IN_FLIGHT).map_err(io::Error::other)?;
-        let ring = IoUring::builder().setup_cqsize(completion_entries).build(SUBMISSION_ENTRIES)?;
+        let ring = IoUring::builder()
+            .setup_cqsize(completion_entries)
+            .setup_r_disabled()
+            .build(SUBMISSION_ENTRIES)?;
         let target = match ring.submitter().register_files(&[file.as_raw_fd()]) {
             Ok(()) => Target::Registered,
             Err(error) => {
@@ -51,6 +55,8 @@ impl UringEngine {
                 Target::Descriptor(file.as_raw_fd())
             }
         };
+        restrict(&ring, target)?;
+        ring.submitter().register_enable_rings()?;
         Ok(Self { ring, target })
     }
 
@@ -102,6 +108,17 @@ impl UringEngine {
     }
 }
 
+/// From now on the ring reads and writes, the one file if that is registered, and nothing else: entries do not pass the
+/// filter of system calls, so without this whoever gets hold of the ring could open and connect by it.
+fn restrict(ring: &IoUring, target: Target) -> io::Result<()> {
+    let operations = [opcode::Read::CODE, opcode::Write::CODE, opcode::Readv::CODE, opcode::Writev::CODE];
+    let mut allowed = Vec::from(operations.map(Restriction::sqe_op));
+    if let Target::Registered = target {
+        allowed.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
+    }
+    ring.submitter().register_restrictions(&mut allowed)
+}
+
 /// # Safety
 /// The segments of `io` must be valid.
 unsafe fn entry(target: Target, io: Io) -> squeue::Entry {
@@ -121,4 +138,38 @@ unsafe fn entry(target: Target, io: Io) -> squeue::Entry {
         (Direction::Write, _) => opcode::Writev::new(fd, segments, count).offset(offset).build(),
     };
     entry.flags(flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The result of one entry.
+    fn result_of(engine: &mut UringEngine, entry: &squeue::Entry) -> i32 {
+        // SAFETY: the entries below name no memory, or none that a refused entry would look at.
+        unsafe { engine.ring.submission().push(entry) }.unwrap();
+        engine.ring.submit_and_wait(1).unwrap();
+        engine.ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn ring_does_nothing_but_read_and_write_its_file() {
+        let file = tempfile::tempfile().unwrap();
+        let other = tempfile::tempfile().unwrap();
+        let Ok(mut engine) = UringEngine::new(&file) else { return println!("this kernel forbids io_uring") };
+        let path = c"/etc/passwd".as_ptr();
+        let nowhere = std::ptr::null_mut();
+        let fixed = squeue::Flags::FIXED_FILE;
+        for (name, entry) in [
+            ("open", opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path).build()),
+            ("open with the flag", opcode::OpenAt::new(types::Fd(0), path).build().flags(fixed)),
+            ("socket", opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build()),
+            ("another file", opcode::Write::new(types::Fd(other.as_raw_fd()), nowhere, 0).build()),
+            ("no operation", opcode::Nop::new().build()),
+        ] {
+            assert_eq!(result_of(&mut engine, &entry), -libc::EACCES, "{name}");
+        }
+        let own = opcode::Write::new(types::Fd(0), nowhere, 0).build().flags(fixed);
+        assert_eq!(result_of(&mut engine, &own), 0);
+    }
 }
