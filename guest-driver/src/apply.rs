@@ -135,13 +135,7 @@ impl<D: Device> Pages<'_, D> {
     fn apply_entry(&mut self, header: &Header, is_superseded: bool) -> Result<()> {
         let hash = self.superblock.path_hash(&header.meta);
         let found = self.search(hash)?;
-        let entry = Entry {
-            tag: hash.tag,
-            block: header.block,
-            blocks: header.blocks,
-            generation: header.generation,
-            seq: header.seq,
-        };
+        let entry = Entry::of(header, hash);
         for (page_no, _) in &found.entries {
             self.mark_way(hash, *page_no)?;
         }

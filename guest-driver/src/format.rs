@@ -37,6 +37,18 @@ const CHECKED_BLOCKS: u64 = 256;
 /// # Errors
 /// [`Error::NotEmpty`] when the device holds something and `force` is not set, [`Error::BadGeometry`], or a device error.
 pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblock> {
+    format_with_progress(device, options, &mut |_, _| {})
+}
+
+/// As [`format`](fn@format); `progress` gets the bytes that are zeroed and those that have to be: the one part that can take long.
+///
+/// # Errors
+/// As there.
+pub fn format_with_progress<D: Device>(
+    device: &D,
+    options: &FormatOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Superblock> {
     let zone_segments = options.zone_segments.unwrap_or(ZONE_SEGMENTS_DEFAULT);
     let geometry = Geometry::plan(device.size_bytes(), options.segment_bytes, zone_segments)?;
     if !options.force
@@ -63,8 +75,12 @@ pub fn format<D: Device>(device: &D, options: &FormatOptions) -> Result<Superblo
     }
     device.flush()?;
     // crash here, and below: no superblock, no store.
+    let all_bytes = superblock.geometry.zeroed_pages().map(|(_, page_count)| page_count * PAGE_BYTES).sum();
+    let mut done_bytes = 0;
     for (first_page, page_count) in superblock.geometry.zeroed_pages() {
         device.write_zeroes(page_offset(first_page), page_count * PAGE_BYTES)?;
+        done_bytes += page_count * PAGE_BYTES;
+        progress(done_bytes, all_bytes);
     }
     device.flush()?;
     write_first_pages(device, &superblock, epoch)?;

@@ -6,6 +6,8 @@
 use crate::error::{Error, Result};
 use crate::layout::{Geometry, SLOT_BODY_BYTES, SPILL_HOPS_MAX};
 use crate::page::Page;
+use crate::path::PathHash;
+use crate::record::Header;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -47,6 +49,15 @@ pub struct Entry {
     pub seq: u64,
 }
 
+impl Entry {
+    /// The entry of a receipt.
+    #[must_use]
+    pub fn of(header: &Header, hash: PathHash) -> Self {
+        let Header { block, blocks, generation, seq, .. } = *header;
+        Self { tag: hash.tag, block, blocks, generation, seq }
+    }
+}
+
 /// The entries of one page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IndexPage {
@@ -57,6 +68,12 @@ pub struct IndexPage {
 }
 
 impl IndexPage {
+    /// A page of which nothing can be read: it may have been full once.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { is_spilled: true, entries: Vec::new() }
+    }
+
     /// Checks every entry against the geometry.
     ///
     /// # Errors
@@ -115,6 +132,8 @@ pub struct Found {
     pub pages: Vec<u64>,
     /// A page on the way has a slot that does not verify, so an entry may be missing.
     pub is_damaged: bool,
+    /// Both slots of a page on the way do not verify: no crash does that.
+    pub is_lost: bool,
 }
 
 /// Searches a bucket: the home page and, while a page is spilled, the next one, at most four further.

@@ -3,21 +3,23 @@
 //! The format is in `docs/format.md`. Two kinds of things exist on disk: [`page::Page`] (8 KiB, two slots, mutable) and
 //! records ([`record::Header`], appended, immutable).
 //!
+//! A program begins with [`Store`], which opens a [`Writer`] (the one writer, one thread), a [`SharedWriter`] (many threads, whose changes
+//! share flushes) or a [`Reader`] (any number, anywhere). All three work on any [`Device`].
+//!
 //! ```
-//! use receipt_store::{FormatOptions, Put, RawDevice, Reader, ReceiptPath, Writer, WriterOptions, format};
+//! use receipt_store::{FormatOptions, Put, ReceiptPath, Store};
 //!
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let file = dir.path().join("disk.img");
 //! # std::fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
-//! let device = RawDevice::open_writer(&file)?;
-//! format(&device, &FormatOptions::default())?;
-//! let mut writer = Writer::open(&device, &WriterOptions::default())?;
+//! let store = Store::at(&file); // `Store::find()` looks for the disk
+//! store.format(&FormatOptions::default())?;
+//! let mut writer = store.writer()?;
 //! let path = ReceiptPath::new("2026/11/23/0001.png")?;
 //! writer.put(&Put::new(&path, b"image"))?; // durable and visible when this returns
 //! writer.close()?;
 //!
-//! let reader = Reader::new(RawDevice::open_reader(&file)?, "disk.img");
-//! assert_eq!(reader.get(&path)?.data(), b"image");
+//! assert_eq!(store.reader()?.get(&path)?.data(), b"image");
 //! # Ok::<(), receipt_store::Error>(())
 //! ```
 
@@ -45,16 +47,20 @@ pub mod recover;
 mod remove_tests;
 #[cfg(feature = "render")]
 pub mod render;
+pub mod repair;
 pub mod rules;
+pub mod scrub;
 pub mod shared;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod socket;
 pub mod space;
 pub mod stop;
+pub mod store;
 pub mod summary;
 pub mod superblock;
 pub mod table;
+pub mod throttle;
 pub mod verify;
 pub mod window;
 pub mod wire;
@@ -62,12 +68,14 @@ pub mod writer;
 
 pub use device::Device;
 pub use error::{Error, Result};
-pub use format::{FormatOptions, format};
+pub use format::{FormatOptions, format, format_with_progress};
 pub use locator::Locator;
 pub use path::ReceiptPath;
 pub use raw_device::RawDevice;
 pub use reader::{Reader, Receipt, Stat};
+pub use repair::repair;
 pub use shared::{CommitLimits, OwnedChange, SharedWriter};
+pub use store::Store;
 pub use superblock::Superblock;
 pub use writer::{Change, Put, Stored, Writer, WriterOptions};
 

@@ -143,6 +143,18 @@ impl PageStore {
         self.staged.iter().map(|(page_no, (kind, page))| (*page_no, *kind, page))
     }
 
+    /// Takes what is staged, in the order of pages.
+    pub fn take_staged(&mut self) -> Vec<(u64, PageKind, Page)> {
+        let staged = std::mem::take(&mut self.staged).into_iter();
+        staged.map(|(page_no, (kind, page))| (page_no, kind, page)).collect()
+    }
+
+    /// Forgets all pages but lease and head: they are read again.
+    pub fn forget(&mut self) {
+        assert!(self.staged.is_empty(), "staged changes would be lost");
+        self.pages.retain(|page_no, _| *page_no < PAGE_TABLE);
+    }
+
     /// Forgets clean pages when there are too many; never lease and head, whose versions say that no other writer came.
     pub fn shrink(&mut self) {
         assert!(self.staged.is_empty(), "shrinking between commits only");

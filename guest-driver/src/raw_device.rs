@@ -72,6 +72,17 @@ impl RawDevice {
         Ok(Self { file: File::from(fd), size_bytes, is_direct })
     }
 
+    /// Another handle of the same opening, with its locks.
+    ///
+    /// # Errors
+    /// [`Error::CannotOpen`] when there are no descriptors left.
+    pub fn try_clone(&self) -> Result<Self> {
+        let file = self.file.try_clone();
+        let file =
+            file.map_err(|source| Error::CannotOpen { name: "the device again".to_owned(), source })?;
+        Ok(Self { file, size_bytes: self.size_bytes, is_direct: self.is_direct })
+    }
+
     /// Whether the page cache is bypassed.
     #[must_use]
     pub fn is_direct(&self) -> bool {

@@ -10,7 +10,7 @@ use crate::index::{Entry, Found, IndexPage, search};
 use crate::layout::GET_ATTEMPTS_MAX;
 use crate::locator::Locator;
 use crate::log::{read_blocks, read_header};
-use crate::page::{PageId, PageKind, read_page};
+use crate::page::{Page, PageId, PageKind, read_page};
 use crate::path::{PathHash, ReceiptPath};
 use crate::record::{Header, Kind, RecordFault};
 use crate::rules::Rule;
@@ -267,8 +267,8 @@ impl<D: Device> Reader<D> {
 
     /// Whether a damaged slot on the way is rot: no commit in the replay window explains it.
     fn is_rotten(&self, superblock: &Superblock, control: &Control, found: &Found) -> Result<bool> {
-        if !found.is_damaged || control.is_closed() {
-            return Ok(found.is_damaged);
+        if !found.is_damaged || found.is_lost || control.is_closed() {
+            return Ok(found.is_damaged); // a crash tears one slot of a page at most
         }
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         window.extend(&self.device, superblock, control)?;
@@ -281,7 +281,13 @@ impl<D: Device> Reader<D> {
         let mut all = Found::default();
         for region in geometry.regions.iter().rev() {
             let home = geometry.home_page(region, hash.bucket);
-            let found = search(geometry, home, hash.tag, |page_no| self.index_page(superblock, page_no))?;
+            let mut is_lost = false;
+            let found = search(geometry, home, hash.tag, |page_no| {
+                let (index, page) = self.read_index_page(superblock, page_no)?;
+                is_lost |= page.is_lost;
+                Ok((index, page.is_damaged))
+            })?;
+            all.is_lost |= is_lost;
             all.entries.extend(found.entries);
             all.pages.extend(found.pages);
             all.is_damaged |= found.is_damaged;
@@ -289,11 +295,11 @@ impl<D: Device> Reader<D> {
         Ok(all)
     }
 
-    /// One index page and whether a slot of it is damaged: one device read of 8 KiB.
-    pub(crate) fn index_page(&self, superblock: &Superblock, page_no: u64) -> Result<(IndexPage, bool)> {
+    /// One index page: one device read of 8 KiB.
+    pub(crate) fn read_index_page(&self, superblock: &Superblock, page_no: u64) -> Result<(IndexPage, Page)> {
         let id = PageId { store_id: Some(superblock.store_id()), page_no, kind: PageKind::Index };
         let (page, _) = read_page(&self.device, id)?;
-        Ok((IndexPage::decode(&page, page_no, &superblock.geometry)?, page.is_damaged))
+        Ok((IndexPage::decode(&page, page_no, &superblock.geometry)?, page))
     }
 
     fn why_missing(

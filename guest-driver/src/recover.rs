@@ -26,6 +26,16 @@ impl<D: Device> Writer<D> {
     /// # Errors
     /// No store, a store that this program may not write, [`Error::CorruptLog`], or a device error.
     pub fn open(device: D, options: &WriterOptions) -> Result<Self> {
+        let (mut writer, head) = Self::begin(device, options)?;
+        if let Some(head) = head {
+            writer.roll_forward(&head)?;
+        }
+        writer.check_open_segment()?;
+        Ok(writer)
+    }
+
+    /// Takes the lease. Returns the head, too, if the last writer has left something to re-index.
+    pub(crate) fn begin(device: D, options: &WriterOptions) -> Result<(Self, Option<Head>)> {
         let superblock = Superblock::read(&device, &options.name)?;
         if superblock.is_read_only {
             return Err(Error::ReadOnly {
@@ -53,7 +63,7 @@ impl<D: Device> Writer<D> {
             true => load_tail(&device, &superblock, replay, control.head_page.epoch)?,
             false => Tail::at(replay, control.head_page.epoch),
         };
-        let mut writer = Self {
+        let writer = Self {
             device,
             superblock,
             pages,
@@ -63,11 +73,7 @@ impl<D: Device> Writer<D> {
             fixed_clock_ms: options.fixed_clock_ms,
             is_stopped: false,
         };
-        if !is_clean {
-            writer.roll_forward(&control.head)?;
-        }
-        writer.check_open_segment()?;
-        Ok(writer)
+        Ok((writer, (!is_clean).then_some(control.head)))
     }
 
     /// The segment table knows the segment of the end of the log; otherwise it has lost what was written, and what it calls free may
@@ -86,7 +92,7 @@ impl<D: Device> Writer<D> {
     }
 
     /// Re-indexes what the log holds behind the replay position.
-    fn roll_forward(&mut self, head: &Head) -> Result<()> {
+    pub(crate) fn roll_forward(&mut self, head: &Head) -> Result<()> {
         self.pages.accept_damaged(true);
         let mut window = Vec::new();
         while let Some((header, hash)) = next_header(&self.device, &self.superblock, &self.tail.cursor)? {
@@ -138,12 +144,27 @@ impl<D: Device> Writer<D> {
                 return fail(format!("page {page_no} knows sequence {seq}"));
             }
         }
-        if let Some(seq) = later_batch(&self.device, &self.superblock, &self.tail, self.lease.epoch)?
-            && Rule::ProofCommit.holds()
-        {
-            return fail(format!("a later commit began with sequence {seq}"));
+        self.check_later_commit()
+    }
+
+    /// [`Self::check_end`] where pages cannot be asked.
+    pub(crate) fn check_log_end(&self, head: &Head) -> Result<()> {
+        let end_seq = self.tail.cursor.seq;
+        if head.published_seq > end_seq {
+            let evidence = format!("the head has published sequence {}", head.published_seq);
+            return Err(Error::CorruptLog { end_seq, evidence });
         }
-        Ok(())
+        self.check_later_commit()
+    }
+
+    fn check_later_commit(&self) -> Result<()> {
+        match later_batch(&self.device, &self.superblock, &self.tail, self.lease.epoch)? {
+            Some(seq) if Rule::ProofCommit.holds() => Err(Error::CorruptLog {
+                end_seq: self.tail.cursor.seq,
+                evidence: format!("a later commit began with sequence {seq}"),
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

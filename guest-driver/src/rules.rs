@@ -70,6 +70,16 @@ pub enum Rule {
     LeaseChecked,
     /// A commit that replaces a version flushes its pages before the acknowledgement.
     ReplacementFlushed,
+    /// A repair gives up where index or table know more than the log.
+    RepairKnowsEnd,
+    /// A repair replaces a damaged index page only if every record of the log is accounted for.
+    RepairIsCertain,
+    /// A repair takes a damaged index page for one that was full.
+    RepairLooksBehind,
+    /// A repair writes and flushes the pages that are whole before it replaces damaged ones.
+    RepairOrders,
+    /// The flushes of a repair.
+    RepairFlushes,
     /// The table's count of live records is a hint only.
     LiveIsHint,
 }

@@ -251,6 +251,14 @@ impl<D: Device> SharedWriter<D> {
         batch
     }
 
+    /// Does something else with the writer while no commit runs; changes wait meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::WriterStopped`] after [`SharedWriter::close`], or what `work` returns.
+    pub fn exclusively<T>(&self, work: impl FnOnce(&mut Writer<D>) -> Result<T>) -> Result<T> {
+        lock(&self.writer).as_mut().map_or(Err(Error::WriterStopped), work)
+    }
+
     /// Waits for the commit that runs and ends the writer, so that the next opening has nothing to recover. Changes that were
     /// not acknowledged get [`Error::WriterStopped`].
     ///

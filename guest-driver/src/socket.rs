@@ -1,7 +1,7 @@
 //! The socket of the process that holds the writer: other commands of this machine make their changes through it, and share its
 //! group commits.
 
-use crate::{Error, RawDevice, Result, SharedWriter, wire};
+use crate::{Error, RawDevice, Result, SharedWriter, scrub, wire};
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -126,19 +126,30 @@ fn converse(server: &Server, mut stream: UnixStream) -> Result<()> {
         stream.set_read_timeout(Some(REQUEST_TIMEOUT)).map_err(wire::broken)?;
         stream.set_write_timeout(Some(REQUEST_TIMEOUT)).map_err(wire::broken)?;
         stream.read_exact(&mut len[1..]).map_err(wire::broken)?;
-        let announced = wire::Announced::parse(&wire::read_json(&mut stream, len)?)?;
+        let request = wire::read_json(&mut stream, len)?;
+        if let Some(scrub) = request.get("scrub") {
+            if request["store"] == server.store.as_str() {
+                scrub::serve(&server.shared, &mut stream, scrub)?;
+            } else {
+                wire::write_frame(&mut stream, &wire::answer_error(&other_store()))?;
+            }
+            continue;
+        }
+        let announced = wire::Announced::parse(&request)?;
         let taken = server.room.take(announced.bytes);
         let is_same = announced.store == server.store;
         let changes = announced.read_data(&mut stream)?;
         let answers = if is_same {
             server.shared.change_all(changes)
         } else {
-            let other =
-                || Error::Busy { name: "the device (the running writer serves another store)".to_owned() };
-            changes.iter().map(|_| Err(other())).collect()
+            changes.iter().map(|_| Err(other_store())).collect()
         };
         drop(taken);
         let answers: Vec<_> = answers.iter().map(wire::answer).collect();
         wire::write_frame(&mut stream, &serde_json::json!({ "answers": answers }))?;
     }
+}
+
+fn other_store() -> Error {
+    Error::Busy { name: "the device (the running writer serves another store)".to_owned() }
 }

@@ -1,6 +1,8 @@
 //! How writing commands reach the process that holds the writer: frames on a Unix stream socket.
 //!
 //! A frame is a u32 (little-endian) length, that many bytes of JSON, and in a request the data of its puts one after the other.
+//! A scrub: `{"store": UUID, "scrub": {"throttle": MiB/s or null}}`; answers: `{"log" or "index": [done, all]}` and
+//! `{"finding": {"path", "place", "fact"}, "mended"}`, any number of them, then `{"totals": {..}}` or an error as below.
 //! Request: `{"store": UUID, "changes": [{"path", "bytes" (none = remove), "new_version"}]}`. Answer: `{"answers": [{"locator", "version",
 //! "new"} or {"error", "exit_code"}]}`. A request is one group commit, so it has the limits of one.
 
@@ -136,8 +138,24 @@ pub fn answer(result: &Result<Stored>) -> Value {
         Ok(stored) => {
             json!({ "locator": stored.locator.to_string(), "version": stored.version, "new": stored.is_new })
         }
-        Err(error) => json!({ "error": error.to_string(), "exit_code": error.exit_code() }),
+        Err(error) => answer_error(error),
     }
+}
+
+/// The answer that says what went wrong.
+#[must_use]
+pub fn answer_error(error: &Error) -> Value {
+    json!({ "error": error.to_string(), "exit_code": error.exit_code() })
+}
+
+/// An error of the running writer.
+#[must_use]
+pub fn parse_error(value: &Value) -> Error {
+    let Some(text) = value["error"].as_str() else {
+        return bad("no answer");
+    };
+    let exit_code = value["exit_code"].as_u64().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Error::Remote { text: text.to_owned(), exit_code }
 }
 
 /// An answer as if this process had the writer.
@@ -145,9 +163,8 @@ pub fn answer(result: &Result<Stored>) -> Value {
 /// # Errors
 /// What the writer answered, or [`Error::Usage`] when that makes no sense.
 pub fn parse_answer(value: &Value) -> Result<Stored> {
-    if let Some(text) = value["error"].as_str() {
-        let exit_code = value["exit_code"].as_u64().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-        return Err(Error::Remote { text: text.to_owned(), exit_code });
+    if value["error"].is_string() {
+        return Err(parse_error(value));
     }
     let locator = value["locator"].as_str().and_then(Locator::parse).ok_or_else(|| bad("no answer"))?;
     let version = value["version"].as_u64().and_then(|version| u16::try_from(version).ok());

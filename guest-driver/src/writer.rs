@@ -277,7 +277,7 @@ impl<D: Device> Writer<D> {
 
     /// Another writer may have come and gone while this one was refused and did not notice: then its end of the log is not
     /// the end any more.
-    fn check_lease(&self) -> Result<()> {
+    pub(crate) fn check_lease(&self) -> Result<()> {
         let control = Control::read(&self.device, &self.superblock)?;
         let is_ours = control.lease.as_ref().is_some_and(|lease| {
             lease.epoch == self.lease.epoch && lease.writer_uuid == self.lease.writer_uuid
@@ -295,7 +295,7 @@ impl<D: Device> Writer<D> {
 
     /// After a device error: what is on disk is unknown, so nothing more is acknowledged. Names the newer writer where one has
     /// taken over.
-    fn stop(&mut self, error: Error) -> Error {
+    pub(crate) fn stop(&mut self, error: Error) -> Error {
         self.is_stopped = true;
         let lease = Control::read(&self.device, &self.superblock).ok().and_then(|control| control.lease);
         match lease {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Stores and reads receipts by path on a disk that several virtual machines share.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(
     version,
     after_help = "Exit codes: 0 ok, 1 other error, 2 usage, 3 not found, 4 pending, 5 corrupt, 6 no space, 7 busy or read-only, 8 refused."
@@ -20,7 +20,7 @@ pub struct Args {
     /// Wait this long for another writing process, or for a pending receipt.
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 0)]
     pub wait: u64,
-    /// Socket of `receipt serve`; put and rm go through it when the device is busy.
+    /// Socket of `receipt serve`; put, rm and scrub --repair go through it when the device is busy.
     #[arg(long, global = true, value_name = "PATH", default_value = "/run/receipt.sock")]
     pub socket: PathBuf,
     /// What to do.
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 /// Commands.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Make a store.
     Format {
@@ -110,11 +110,21 @@ pub enum Command {
     },
     /// Say what the store is.
     Info,
-    /// Check every record and every index entry; name each bad path.
+    /// Check everything and change nothing: every record, every index entry, and all that is kept twice. Names each bad path, exit code 5.
     Verify {
         /// Check instead that the log has grown from this head note (`-` = standard input) to its end; reads headers only.
         #[arg(long, value_name = "NOTE")]
         from: Option<PathBuf>,
+    },
+    /// Check as verify does, at a limited speed if wanted, and with --repair mend what the log can mend.
+    Scrub {
+        /// Mend index entries, damaged slots, the segment table and the second superblock from the log; what stays is named, exit code 5.
+        /// No receipt is changed or removed. Puts wait while a store is mended.
+        #[arg(long)]
+        repair: bool,
+        /// Read at most so many MiB a second.
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+        throttle: Option<u64>,
     },
     /// Print the head note: one line to keep off this disk, for `verify --from`.
     Checkpoint,

@@ -59,7 +59,15 @@ pub fn follow(args: &Args, from: Option<u64>, poll_ms: u64, once: bool) -> Resul
     let reader = open_reader(args)?;
     let mut follower = reader.follow(from)?;
     loop {
-        reader.poll(&mut follower, |event| say_event(args, &event))?;
+        // Silent when there is nothing new; a line while it catches up with much.
+        let mut progress = super::Progress::beside_output("changes");
+        let mut done = 0;
+        reader.poll(&mut follower, |event| {
+            done += 1;
+            progress.show(done, None);
+            say_event(args, &event)
+        })?;
+        progress.end();
         if once {
             return Ok(0);
         }

@@ -1,7 +1,7 @@
 //! `receipt get`.
 
 use super::args::{Args, Command};
-use super::{complain, file_error, open_reader, say, show, write_stdout};
+use super::{Progress, below, complain, file_error, open_reader, say, show, write_stdout};
 use receipt_store::{Error, Locator, RawDevice, Reader, Receipt, ReceiptPath, Result};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -66,9 +66,11 @@ fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path) ->
     } else {
         Box::new(BufReader::new(std::fs::File::open(list).map_err(|error| file_error(list, error))?))
     };
+    let mut progress = Progress::beside_output("receipts");
     let mut first_code = 0;
-    for line in input.lines() {
+    for (done, line) in (0..).zip(input.lines()) {
         let line = line.map_err(|error| file_error(list, error))?;
+        progress.show(done, None);
         if line.is_empty() {
             continue;
         }
@@ -84,10 +86,6 @@ fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path) ->
 fn get_to(args: &Args, reader: &Reader<RawDevice>, text: &str, to: &Path) -> Result<()> {
     let receipt = get(args, reader, text, None)?;
     let stat = receipt.stat();
-    let file = to.join(stat.path.as_str());
-    if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir).map_err(|error| file_error(dir, error))?;
-    }
-    std::fs::write(&file, receipt.data()).map_err(|error| file_error(&file, error))?;
+    below::write(&below::open_folder(to)?, &stat.path, receipt.data())?;
     if args.json { say(&show::stat_json(&stat).to_string()) } else { say(stat.path.as_str()) }
 }

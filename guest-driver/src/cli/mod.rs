@@ -1,6 +1,7 @@
 //! The command line: arguments to library calls, answers to text or JSON, errors to exit codes.
 
 pub mod args;
+mod below;
 mod chain;
 mod get;
 mod mount;
@@ -8,6 +9,7 @@ mod progress;
 mod put;
 mod queue;
 mod remove;
+mod scrub;
 mod serve;
 mod show;
 mod sink;
@@ -41,7 +43,9 @@ fn dispatch(args: &Args) -> Result<u8> {
         Command::Stat { path } => show::stat(args, path),
         Command::Ls { prefix } => show::list(args, prefix),
         Command::Info => show::info(args),
-        Command::Verify { from: None } => show::verify(args),
+        Command::Verify { from: None } => scrub::verify(args, None),
+        Command::Scrub { repair: false, throttle } => scrub::verify(args, *throttle),
+        Command::Scrub { repair: true, throttle } => scrub::repair(args, *throttle),
         Command::Verify { from: Some(note) } => chain::verify_from(args, note),
         Command::Checkpoint => chain::checkpoint(args),
         Command::Mount { rest } => mount::run(args, rest),
@@ -111,12 +115,16 @@ fn open_writing_device(args: &Args) -> Result<(RawDevice, String)> {
             Err(Error::Busy { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(Error::Busy { name }) if args.wait == 0 => {
-                return Err(Error::Busy { name: format!("{name} (--wait SECONDS waits)") });
-            }
+            Err(Error::Busy { name }) => return Err(busy(args, name)),
             answer => return Ok((answer?, path.display().to_string())),
         }
     }
+}
+
+/// Another process has the device, also after `--wait`.
+fn busy(args: &Args, name: String) -> Error {
+    let hint = if args.wait == 0 { " (--wait SECONDS waits)" } else { "" };
+    Error::Busy { name: format!("{name}{hint}") }
 }
 
 fn writer_options(name: String) -> WriterOptions {
@@ -128,7 +136,11 @@ fn writer_options(name: String) -> WriterOptions {
 fn format(args: &Args, segment_bytes: Option<u64>, force: bool) -> Result<u8> {
     let (device, name) = open_writing_device(args)?;
     let options = FormatOptions { segment_bytes, force, ..FormatOptions::default() };
-    let superblock = receipt_store::format(&device, &options)?;
+    let mut progress = Progress::new("bytes");
+    let superblock = receipt_store::format_with_progress(&device, &options, &mut |done, all| {
+        progress.show(done, Some(all));
+    })?;
+    progress.end();
     let shape = show::shape(&name, &superblock);
     if args.json {
         say(&shape.to_string())?;

@@ -1,5 +1,6 @@
 //! A line on a terminal about what takes longer than a second.
 
+use receipt_store::verify::Step;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,13 @@ impl Progress {
     /// Begins; nothing is ever shown where standard error is no terminal.
     pub fn new(unit: &'static str) -> Self {
         Self { unit, is_terminal: std::io::stderr().is_terminal(), start: Instant::now(), shown: None }
+    }
+
+    /// As [`Progress::new`], beside lines on standard output: not where they go to a terminal, too, because they show it already.
+    pub fn beside_output(unit: &'static str) -> Self {
+        let is_output_seen = std::io::stdout().is_terminal();
+        let progress = Self::new(unit);
+        Self { is_terminal: progress.is_terminal && !is_output_seen, ..progress }
     }
 
     /// Shows `done`, and a bar where `all` is known.
@@ -37,6 +45,18 @@ impl Progress {
         if self.shown.take().is_some() {
             let _ = write!(std::io::stderr(), "\r\x1b[K"); // only a hint
         }
+    }
+}
+
+impl Progress {
+    /// Shows how far a check has come.
+    pub fn step(&mut self, step: Step) {
+        let (unit, done, all) = match step {
+            Step::Log(done, all) => ("records", done, all),
+            Step::Index(done, all) => ("index pages", done, all),
+        };
+        self.unit = unit;
+        self.show(done, Some(all));
     }
 }
 

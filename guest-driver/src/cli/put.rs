@@ -76,6 +76,10 @@ fn put_batch(options: &Options<'_>, source: &Path, prefix: &str) -> Result<u8> {
         });
         let committed = commit_all(options, &mut writer, &queue);
         queue.close();
+        if let Err(error) = &committed {
+            // The reading thread may wait for its input for ever; there is nothing left to do with it.
+            std::process::exit(i32::from(complain(options.args, error)));
+        }
         (producer.join(), committed)
     });
     let produced = produced.unwrap_or_else(|_| Err(Error::Usage("the reading thread failed".to_owned())));
@@ -86,7 +90,7 @@ fn put_batch(options: &Options<'_>, source: &Path, prefix: &str) -> Result<u8> {
 
 fn commit_all(options: &Options<'_>, writer: &mut Sink, queue: &Queue) -> Result<u8> {
     let mut first_code = 0;
-    let mut progress = Progress::new("receipts");
+    let mut progress = Progress::beside_output("receipts");
     let mut done = 0;
     loop {
         let batch = queue.take_batch();

@@ -1,7 +1,7 @@
-//! `receipt stat`, `ls`, `info` and `verify`.
+//! `receipt stat`, `ls` and `info`.
 
 use super::args::Args;
-use super::{open_reader, say};
+use super::{Progress, open_reader, say};
 use receipt_store::control::Control;
 use receipt_store::{Device, ReceiptPath, Result, Stat, Superblock, hex};
 use serde_json::{Value, json};
@@ -47,7 +47,11 @@ pub fn stat(args: &Args, path: &str) -> Result<u8> {
 }
 
 pub fn list(args: &Args, prefix: &str) -> Result<u8> {
+    let mut progress = Progress::beside_output("paths");
+    let mut done = 0;
     open_reader(args)?.list(prefix, |locator| {
+        done += 1;
+        progress.show(done, None);
         if args.json {
             let line =
                 json!({ "path": locator.path.as_str(), "locator": locator.to_string(), "seq": locator.seq });
@@ -78,30 +82,4 @@ pub fn info(args: &Args) -> Result<u8> {
     object["direct_io"] = json!(reader.device().is_direct());
     say_object(args, &object)?;
     Ok(0)
-}
-
-/// Prints a line for each finding, the path first where it is known; exit code 5 when there is one.
-pub fn verify(args: &Args) -> Result<u8> {
-    let totals = receipt_store::verify::verify(&open_reader(args)?, |finding| {
-        if args.json {
-            let line = json!({ "path": finding.path, "place": finding.place, "fact": finding.fact });
-            return say(&line.to_string());
-        }
-        let name = finding.path.unwrap_or_else(|| "-".to_owned());
-        say(&format!("{name}\t{}: {}", finding.place, finding.fact))
-    })?;
-    let line = format!(
-        "{} records, {} bytes of data, {} index entries, {} findings",
-        totals.records, totals.data_bytes, totals.entries, totals.findings
-    );
-    if args.json {
-        say(&json!({
-            "records": totals.records, "data_bytes": totals.data_bytes, "entries": totals.entries,
-            "findings": totals.findings,
-        })
-        .to_string())?;
-    } else {
-        eprintln!("{line}");
-    }
-    Ok(if totals.findings == 0 { 0 } else { 5 })
 }

@@ -19,7 +19,7 @@ impl Sink {
     /// Opens the device, or connects to the process that holds it; waits for any other as long as `--wait` says.
     pub fn open(args: &Args) -> Result<Self> {
         let path = device_path(args)?;
-        let deadline = Instant::now() + Duration::from_secs(args.wait);
+        let deadline = super::deadline(args);
         loop {
             let name = match RawDevice::open_writer(&path) {
                 Err(Error::Busy { name }) => name,
@@ -33,8 +33,7 @@ impl Sink {
                 return Ok(Self::Running(stream, store));
             }
             if Instant::now() >= deadline {
-                let hint = if args.wait == 0 { " (--wait SECONDS waits)" } else { "" };
-                return Err(Error::Busy { name: format!("{name}{hint}") });
+                return Err(super::busy(args, name));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -18,6 +18,8 @@ mod field_tests;
 #[cfg(test)]
 mod lie_tests;
 #[cfg(test)]
+mod repair_tests;
+#[cfg(test)]
 mod review_tests;
 #[cfg(test)]
 mod rule_tests;

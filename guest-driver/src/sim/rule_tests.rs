@@ -1,8 +1,9 @@
 //! Each rule of the protocol is removed in turn, and the tests must notice. The counts are in `docs/format.md`;
-//! `RECEIPT_RULES=10000 cargo test -p receipt --lib each_rule -- --nocapture` prints them anew.
+//! `RECEIPT_RULES=10000 cargo test -p receipt --lib each_rule -- --nocapture` prints them anew;
+//! `RECEIPT_RULE=Repair` only the rules with that in their names.
 
 use super::schedule_tests::{number, run_seeds};
-use super::{damage_tests, exhaustive_tests, fault_tests, review_tests, store_tests, world};
+use super::{damage_tests, exhaustive_tests, fault_tests, repair_tests, review_tests, store_tests, world};
 use crate::rules::Rule;
 
 /// Removed rules, the schedules within which the simulator finds it (0 = only a directed test does).
@@ -43,6 +44,11 @@ const ROWS: &[Row] = &[
     (&[Rule::Fenced, Rule::LeaseChecked], 100),
     (&[Rule::LeaseChecked], 0),
     (&[Rule::ReplacementFlushed], 0),
+    (&[Rule::RepairKnowsEnd], 0),
+    (&[Rule::RepairIsCertain], 0),
+    (&[Rule::RepairLooksBehind], 0),
+    (&[Rule::RepairOrders], 0),
+    (&[Rule::RepairFlushes], 0),
 ];
 
 /// Tests that also notice, by name.
@@ -82,10 +88,36 @@ const DIRECTED: &[(&str, fn())] = &[
     ("an older store on the same disk", store_tests::an_older_store_on_the_same_disk_is_gone),
 ];
 
-fn directed(rules: &'static [Rule]) -> Vec<&'static str> {
+/// Those of repairs, for the rules of repairs.
+const DIRECTED_REPAIR: &[(&str, fn())] = &[
+    ("every damaged page", repair_tests::every_damaged_page_is_named_and_mended),
+    (
+        "a crash at every operation of a repair",
+        repair_tests::a_crash_at_every_operation_of_a_repair_loses_nothing,
+    ),
+    ("a bucket that spills", repair_tests::a_bucket_that_spills_is_mended_from_behind),
+    (
+        "what a lost record may have removed",
+        repair_tests::what_a_lost_record_may_have_removed_is_not_brought_back,
+    ),
+    (
+        "an index that knows more than the log",
+        repair_tests::an_index_that_knows_more_than_the_log_stops_a_repair,
+    ),
+    ("a window that cannot be applied", repair_tests::a_window_that_cannot_be_applied_is_mended),
+];
+
+/// Whether a rule is one of repairs: then the seeded repairs and their tests must notice.
+fn is_of_repair(rules: &[Rule]) -> bool {
+    rules.iter().any(|rule| format!("{rule:?}").starts_with("Repair"))
+}
+
+/// The tests that fail without the rules; only the first unless all are wanted.
+fn directed(rules: &'static [Rule], is_all: bool) -> Vec<&'static str> {
     Rule::remove(rules);
-    let failing = DIRECTED.iter().filter(|(_, test)| std::panic::catch_unwind(test).is_err());
-    let names = failing.map(|(name, _)| *name).collect();
+    let tests = if is_of_repair(rules) { DIRECTED_REPAIR } else { DIRECTED };
+    let failing = tests.iter().filter(|(_, test)| std::panic::catch_unwind(test).is_err());
+    let names = failing.map(|(name, _)| *name).take(if is_all { tests.len() } else { 1 }).collect();
     Rule::remove(&[]);
     names
 }
@@ -94,9 +126,12 @@ fn directed(rules: &'static [Rule]) -> Vec<&'static str> {
 fn each_rule_that_is_removed_is_noticed() {
     let table = number("RECEIPT_RULES");
     let mut unnoticed = Vec::new();
-    for (rules, within) in ROWS {
-        let bad = run_seeds(0..table.unwrap_or(*within), rules, world::run);
-        let names = if table.is_some() || bad.is_empty() { directed(rules) } else { Vec::new() };
+    let only = std::env::var("RECEIPT_RULE").unwrap_or_default();
+    for (rules, within) in ROWS.iter().filter(|(rules, _)| format!("{rules:?}").contains(&only)) {
+        let run = if is_of_repair(rules) { repair_tests::run_repair } else { world::run };
+        let bad = run_seeds(0..table.unwrap_or(*within), rules, run);
+        let names =
+            if table.is_some() || bad.is_empty() { directed(rules, table.is_some()) } else { Vec::new() };
         if table.is_some() {
             let first =
                 bad.first().map(|(seed, faults)| format!("seed {seed}: {faults}")).unwrap_or_default();

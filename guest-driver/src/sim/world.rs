@@ -179,6 +179,12 @@ impl World {
         path(self.base, number)
     }
 
+    /// Where the newest acknowledged value of a path was put.
+    pub(super) fn locator_of(&self, number: usize) -> Option<&Locator> {
+        let is_it = |located: &&Located| located.value == self.acked[number];
+        self.located.iter().find(is_it).map(|located| &located.locator)
+    }
+
     /// One writer from opening to its end; true when it closed.
     pub(super) fn session(&mut self) -> bool {
         self.trace("session");
@@ -479,7 +485,7 @@ fn live_faults(reader: &Reader<super::SimReader>) -> Vec<String> {
     let geometry = &superblock.geometry;
     let mut live: HashMap<u64, u32> = HashMap::new();
     for page_no in geometry.index_pages() {
-        for entry in reader.index_page(&superblock, page_no).unwrap().0.entries {
+        for entry in reader.read_index_page(&superblock, page_no).unwrap().0.entries {
             *live.entry(geometry.segment_of(entry.block)).or_default() += 1;
         }
     }
