@@ -17,7 +17,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -82,17 +82,39 @@ pub struct Server {
 pub struct Common {
     metrics: Metrics,
     traffic: Arc<Traffic>,
+    /// Connections that are open.
+    open: AtomicU64,
+    /// Requests that are being answered.
+    running: AtomicU64,
     /// Connections that were refused because there were too many.
-    refused: std::sync::atomic::AtomicU64,
+    refused: AtomicU64,
+}
+
+/// One more while it lives.
+struct Counted<'a>(&'a AtomicU64);
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicU64) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Common {
     /// The counters as Prometheus text.
     pub fn write(&self, text: &mut Text, log: &Log) {
         self.metrics.write(text);
-        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         text.single("received_bytes_total", "counter", "Bytes from clients.", count(&self.traffic.received));
         text.single("sent_bytes_total", "counter", "Bytes to clients.", count(&self.traffic.sent));
+        text.single("connections", "gauge", "Open connections.", count(&self.open));
+        text.single("requests_running", "gauge", "Requests that are being answered.", count(&self.running));
         text.single(
             "refused_connections_total",
             "counter",
@@ -158,6 +180,7 @@ impl Server {
         };
         let stop = stop.clone();
         tasks.spawn(async move {
+            let _open = Counted::new(&self.common.open);
             self.converse(tcp, peer, stop).await;
             drop(place);
         });
@@ -221,6 +244,7 @@ impl Server {
         let Ok(_place) = self.requests.try_acquire() else {
             return ("refused", Err(Fault::unavailable("too_many_requests", "too many requests at a time")));
         };
+        let _running = Counted::new(&self.common.running);
         let answer = tokio::time::timeout(self.request_time, self.app.answer(asked, body)).await;
         answer.unwrap_or_else(|_| {
             let message = "the request took too long; what it was to store may be stored: repeat it";

@@ -147,7 +147,11 @@ fn read_answer(status: StatusCode, body: &[u8], id: &Id) -> Outcome<Locator> {
     match status {
         StatusCode::OK => {
             let locator = std::str::from_utf8(body).ok().and_then(Locator::parse);
-            locator.ok_or_else(|| down("its answer is no locator"))
+            let strange = || {
+                let message = "the issuer's answer makes no sense";
+                Fault::new(StatusCode::BAD_GATEWAY, "issuer_failed", message)
+            };
+            locator.ok_or_else(strange)
         }
         StatusCode::NOT_FOUND => Err(Fault::not_found(format!("id {:?}: not found", id.as_str()))),
         StatusCode::CONFLICT => {
@@ -155,6 +159,10 @@ fn read_answer(status: StatusCode, body: &[u8], id: &Id) -> Outcome<Locator> {
             let fault = Fault::new(StatusCode::CONFLICT, "pending", message);
             Err(fault.with(hyper::header::RETRY_AFTER, "1"))
         }
-        status => Err(down(format!("it answered {status}"))),
+        status => {
+            let message = "the issuer could not say where the receipt is";
+            let fault = Fault::new(StatusCode::BAD_GATEWAY, "issuer_failed", message);
+            Err(fault.because(format!("it answered {status}")))
+        }
     }
 }

@@ -1,0 +1,170 @@
+//! Starting, stopping, and the other side's absence.
+
+use crate::image;
+use crate::stand::{OtherMachine, Stand, until};
+use receipt_store::control::Control;
+use receipt_store::{Writer, WriterOptions};
+use std::net::TcpStream;
+use std::process::Command;
+
+fn is_closed(stand: &Stand) -> bool {
+    let reader = stand.reader();
+    Control::read(reader.device(), &reader.superblock().unwrap()).unwrap().is_closed()
+}
+
+#[test]
+fn a_stop_finishes_the_requests_that_run_and_closes_the_store() {
+    let stand = Stand::new();
+    let mut issuer = stand.issuer(&[]);
+    let mut idle = issuer.client();
+    idle.send("GET", "/health", &[], b"").expect(200);
+    let mut running = issuer.client();
+    running.write(b"PUT /receipts/last HTTP/1.1\r\nhost: t\r\ncontent-length: 4\r\n\r\nha").unwrap();
+    until("the put to run", || (issuer.metric("requests_running") >= 2.0).then_some(()));
+    issuer.terminate();
+    until("new connections to be refused", || TcpStream::connect(issuer.address).err());
+    assert!(idle.end().is_empty());
+    running.write(b"lf").unwrap();
+    running.answer(false).expect(201);
+    assert!(running.end().is_empty());
+    assert!(issuer.wait().success());
+    assert!(is_closed(&stand));
+    assert!(!stand.socket().exists());
+    let path = receipt_store::ReceiptPath::new("last").unwrap();
+    assert_eq!(stand.reader().get(&path).unwrap().data(), b"half");
+}
+
+#[test]
+fn a_stop_has_a_bound() {
+    let stand = Stand::new();
+    let mut issuer = stand.issuer(&["--shutdown-timeout", "1"]);
+    let mut stuck = issuer.client();
+    stuck.write(b"PUT /receipts/never HTTP/1.1\r\nhost: t\r\ncontent-length: 4\r\n\r\nha").unwrap();
+    until("the put to run", || (issuer.metric("requests_running") >= 2.0).then_some(()));
+    let mut waiting = issuer.client();
+    waiting.write(b"GET /paths?wait=25 HTTP/1.1\r\nhost: t\r\n\r\n").unwrap();
+    until("the feed to wait", || (issuer.metric("requests_running") >= 3.0).then_some(()));
+    issuer.terminate();
+    waiting.answer(false).expect(200); // at once: it waits for nothing any more
+    stuck.end();
+    assert!(issuer.wait().success());
+    assert!(issuer.log().contains("1 connections did not end in time"), "{}", issuer.log());
+    assert!(is_closed(&stand));
+}
+
+#[test]
+fn the_socket_of_the_issuer_takes_what_receipt_put_sends() {
+    let stand = Stand::new();
+    let issuer = stand.issuer(&[]);
+    let file = stand.path("file");
+    std::fs::write(&file, image(5000, 1)).unwrap();
+    let put = stand.receipt(&["put", "by/command", file.to_str().unwrap(), "--locator"]);
+    assert!(put.status.success(), "{put:?}");
+    let front = stand.front(&issuer, &[]);
+    assert_eq!(front.get("/receipts/by/command").expect(200).body, image(5000, 1));
+    // Another issuer on the same disk is refused, and disturbs nothing.
+    let output = Command::new(env!("CARGO_BIN_EXE_receipt-gateway"))
+        .args(["issuer", "--listen", "127.0.0.1:0", "--device", stand.disk().to_str().unwrap()])
+        .args(["--socket", stand.path("other").to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    issuer.put("/receipts/by/http", b"x").expect(201);
+}
+
+#[test]
+fn the_front_end_works_for_every_path_while_the_issuer_is_away() {
+    let stand = Stand::new();
+    let mut issuer = stand.issuer(&[]);
+    let front = stand.front(&issuer, &[]);
+    let stored = issuer.put("/receipts/d/one.png?id=one", &image(5000, 1)).expect(201).json();
+    front.get("/receipts?id=one").expect(200);
+    let address = issuer.address.to_string();
+    issuer.kill();
+    let locator = stored["locator"].as_str().unwrap();
+    for target in
+        ["/receipts/d/one.png", &format!("/receipts/{locator}"), "/view/d/one.png", "/receipts?prefix=d/"]
+    {
+        front.get(target).expect(200);
+    }
+    for target in ["/receipts?id=one", "/view?id=one"] {
+        assert_eq!(front.get(target).expect(502).code(), "issuer_down", "{target}");
+    }
+    front.get("/health").expect(200);
+    // It comes back at the same place: the kept connections are old, the question is not lost.
+    let issuer = stand.issuer(&["--listen", &address]);
+    for _ in 0..3 {
+        front.get("/receipts?id=one").expect(200);
+    }
+    assert!(issuer.stop().success());
+    front.get("/receipts?id=one").expect(502);
+    let _issuer = stand.issuer(&["--listen", &address]);
+    front.get("/receipts?id=one").expect(200);
+}
+
+#[test]
+fn asking_for_a_path_costs_a_few_dozen_bytes_and_one_connection() {
+    let stand = Stand::new();
+    let issuer = stand.issuer(&[]);
+    let front = stand.front(&issuer, &[]);
+    issuer
+        .put("/receipts/2026/11/23/HT2026112300000042.png?id=HT2026112300000042", &image(5000, 1))
+        .expect(201);
+    let mut client = front.client();
+    for _ in 0..50 {
+        client.send("GET", "/receipts?id=HT2026112300000042", &[], b"").expect(200);
+    }
+    assert_eq!(front.metric("issuer_connections_total"), 1.0);
+    let bytes =
+        ["sent", "received"].map(|way| front.metric(&format!("issuer_bytes_total{{direction=\"{way}\"}}")));
+    let per_receipt = (bytes[0] + bytes[1]) / 50.0;
+    assert!(per_receipt <= 200.0, "{bytes:?}");
+    println!("{per_receipt} bytes of HTTP a receipt");
+    // With the path given, the issuer is not asked.
+    client.send("GET", "/receipts/2026/11/23/HT2026112300000042.png", &[], b"").expect(200);
+    assert_eq!(front.metric("issuer_questions_total"), 50.0);
+}
+
+#[test]
+fn an_issuer_that_another_one_has_replaced_says_so_and_stores_nothing() {
+    let stand = Stand::new();
+    let issuer = stand.issuer(&[]);
+    issuer.put("/receipts/before", b"x").expect(201);
+    let machine = OtherMachine::new(&stand.disk());
+    let writer = Writer::open(&machine, &WriterOptions::default()).unwrap();
+    let health = issuer.get("/health").expect(503).json();
+    assert_eq!((&health["status"], &health["writable"]), (&"fenced".into(), &false.into()));
+    assert_eq!(issuer.put("/receipts/after", b"x").expect(503).code(), "fenced");
+    assert_eq!(issuer.put("/receipts/later", b"x").expect(503).code(), "not_writable");
+    assert_eq!(issuer.metric("writable"), 0.0);
+    writer.close().unwrap();
+    let front = stand.front(&issuer, &[]);
+    front.get("/receipts/before").expect(200);
+    front.get("/receipts/after").expect(404);
+}
+
+#[test]
+fn wrong_options_are_one_line_and_exit_2() {
+    let stand = Stand::new();
+    let disk = stand.disk().display().to_string();
+    for args in [
+        &["front", "--device", &disk, "--issuer", "https://192.168.77.1"][..],
+        &["front", "--device", &disk, "--issuer", "192.168.77.1:8080"],
+        &["front", "--device", &disk, "--issuer", "http://a/b"],
+        &["front", "--device", &disk, "--listen", "nowhere"],
+        &["front", "--device", &disk, "--max-requests", "0"],
+        &["issuer", "--device", &disk, "--font-dir", "/nonexistent"],
+        &["issuer", "--device", &disk, "--body-memory-mib", "1"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_receipt-gateway")).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = Command::new(env!("CARGO_BIN_EXE_receipt-gateway"))
+        .args(["front", "--device", &disk, "--listen", &address])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
