@@ -194,27 +194,33 @@ fn c2_larger_requests_are_whole_in_pieces_of_2_mib() {
 #[test]
 fn c2_all_ranges_of_a_write_zeroes_are_one_request() {
     everywhere(|mut guests, place| {
-        let mut sequence = 0;
+        let (mut sequence, mut rng) = (0, Rng::new(2));
         let next = |guest: usize| {
             sequence += 1;
             let version = Version { writer: 1, sequence };
             let ranges = [(0, 8), (40, 16), (20, 3)];
+            // From 16 on they meet the second and the third range only.
+            let first: u32 = rng.pick(&[0, 16]);
+            let sectors = usize::try_from(64 - first).unwrap();
             let request = match guest {
-                0 => Request::write(0, &marked(version, 0, 64)),
+                0 => Request::write(first.into(), &marked(version, first.into(), sectors)),
                 1 => Request::write_zeroes(&ranges, SegmentFlags::default()),
-                _ => Request::read(0, 64 * SECTOR),
+                _ => Request::read(first.into(), sectors * SECTOR),
             };
-            (request, guest > 1)
+            (request, (guest > 1).then_some(64 - sectors))
         };
-        let seen = |_, is_read: bool, outcome: Outcome| {
-            let zero =
-                |sector: usize| outcome.data[sector * SECTOR..][..SECTOR].iter().all(|byte| *byte == 0);
-            if is_read && outcome.data.iter().any(|byte| *byte != 0) {
-                let zeroes: Vec<bool> = (0..8).chain(40..56).chain(20..23).map(zero).collect();
-                assert!(zeroes.iter().all(|is_zero| *is_zero == zeroes[0]), "{place}: {zeroes:?}");
-            }
+        let seen = |_, read_from: Option<usize>, outcome: Outcome| {
+            let Some(first) = read_from.filter(|_| outcome.data.iter().any(|byte| *byte != 0)) else {
+                return;
+            };
+            let is_zero = |sector: usize| {
+                let sector = &outcome.data[(sector - first) * SECTOR..][..SECTOR];
+                sector.iter().all(|byte| *byte == 0)
+            };
+            let zeroes: Vec<bool> = (40..56).chain(20..23).map(is_zero).collect();
+            assert!(zeroes.iter().all(|is_zero| *is_zero == zeroes[0]), "{place}: {zeroes:?}");
         };
-        storm(&mut guests, 1500, next, seen);
+        storm(&mut guests, 3000, next, seen);
     });
 }
 
@@ -401,6 +407,26 @@ fn c4_driver_without_flush_gets_durable_writes() {
         let at = usize::try_from(first).unwrap() * SECTOR;
         assert!(stand.disk().durable(at, data.len()) == data, "round {sequence}: completed, but not synced");
     }
+}
+
+/// Its range is its own until it is answered.
+#[test]
+fn c4_write_that_waits_to_be_durable_keeps_its_range() {
+    let stand = FaultStand::serve(four_guests);
+    let mut writer = stand.raw("a");
+    writer.start(Setup { features: !(feature::CONFIG_WCE | feature::FLUSH), ..Setup::default() });
+    let mut reader = stand.guest("c", QUEUES);
+    stand.disk().hold(DiskOp::Sync);
+    let write = writer.submit(0, &Request::write(0, &[1; 4096]));
+    stand.disk().wait_for_held(DiskOp::Sync, 1);
+    let read = reader.submit(0, &Request::read(0, 4096));
+    let beside = reader.submit(0, &Request::read(8, 4096));
+    assert_eq!(reader.wait_used(0).0, beside);
+    assert!(reader.poll_used(0).is_none(), "what is not written for good was read");
+    stand.disk().release(DiskOp::Sync);
+    assert_eq!(writer.wait_used(0).0, write);
+    let (head, outcome) = reader.wait_used(0);
+    assert_eq!((head, outcome.data), (read, vec![1; 4096]));
 }
 
 /// `a` writes, `c` reads what is completed, `d` only what is durable.

@@ -114,6 +114,30 @@ fn buffers_that_are_not_there() {
 }
 
 #[test]
+fn lengths_that_sum_past_what_a_number_holds() {
+    run(&[
+        Case { name: "past 2^32", act: |guest| long_chain(guest, 1 << 27) },
+        Case { name: "past 32 MiB", act: |guest| long_chain(guest, 1 << 19) },
+    ]);
+}
+
+/// A read of 126 buffers of `len` bytes, all of them the same memory.
+fn long_chain(guest: &mut RawGuest, len: u32) {
+    let at = guest.memory().take(1024);
+    guest.memory().write(at, &header_of(kind::IN, 0));
+    let header = Buffer { addr: at, len: 16, writable: false };
+    let data = Buffer { addr: GUEST_BASE + (1 << 27), len, writable: true };
+    let status = Buffer { addr: at + 512, len: 1, writable: true };
+    guest.submit_chain(0, &[vec![header], vec![data; 126], vec![status]].concat());
+    let (_, outcome) = guest.wait_used(0);
+    assert_eq!(
+        (outcome.used_len, guest.memory().read(at + 512, 1)),
+        (1, vec![1]),
+        "an IOERR and nothing else"
+    );
+}
+
+#[test]
 fn directions_that_are_wrong() {
     run(&[
         Case {
@@ -226,6 +250,21 @@ fn memory_that_vanishes_costs_nobody_else() {
             act: |guest| {
                 rustix::fs::ftruncate(guest.memory().fd(), 0).unwrap();
                 guest.kick(0);
+            },
+        },
+        Case {
+            name: "only the data is gone",
+            act: |guest| {
+                let far = GUEST_BASE + (128 << 20);
+                rustix::fs::ftruncate(guest.memory().fd(), 64 << 20).unwrap();
+                for (addr, kind) in [(far, kind::OUT), (far, kind::IN), (far + 1, kind::OUT)] {
+                    let at = guest.memory().take(1024);
+                    guest.memory().write(at, &header_of(kind, 0));
+                    let writable = kind == kind::IN;
+                    let buffers = [(at, 16, false), (addr, 512, writable), (at + 512, 1, true)];
+                    let chain = buffers.map(|(addr, len, writable)| Buffer { addr, len, writable });
+                    guest.submit_chain(0, &chain);
+                }
             },
         },
         Case {

@@ -111,6 +111,11 @@ fn broken_messages_are_refused() {
             name: "REPLY bit",
             act: |peer| peer.header(code::SET_OWNER, 1 | flags::REPLY | flags::NEED_REPLY, 0),
         },
+        Case {
+            name: "reserved flag",
+            act: |peer| peer.header(code::SET_OWNER, 1 | 0x10 | flags::NEED_REPLY, 0),
+        },
+        Case { name: "log of 1 TiB", act: |peer| peer.send(&log_base(), &[peer.memory.fd()]) },
         Case { name: "body missing", act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[]), &[]) },
         Case { name: "body short", act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[0; 4]), &[]) },
         Case { name: "body long", act: |peer| peer.send(&Message::new(code::SET_FEATURES, &[0; 16]), &[]) },
@@ -121,6 +126,11 @@ fn broken_messages_are_refused() {
         Case { name: "8 surplus descriptors", act: |peer| surplus(peer, 8) },
         Case { name: "253 surplus descriptors", act: |peer| surplus(peer, 253) },
     ]);
+}
+
+/// Dirty pages are logged for live migration, which is not offered.
+fn log_base() -> Message {
+    Message::new(code::SET_LOG_BASE, &[1_u64 << 40, 0].map(u64::to_le_bytes).concat())
 }
 
 fn surplus(peer: &Peer, count: usize) -> io::Result<()> {
@@ -256,6 +266,46 @@ fn wrong_queues_are_refused() {
         },
         Case { name: "kick with two", act: |peer| two_descriptors(peer, code::SET_VRING_KICK) },
         Case { name: "call with two", act: |peer| two_descriptors(peer, code::SET_VRING_CALL) },
+        Case {
+            name: "no descriptor said, one sent",
+            act: |peer| peer.send(&Message::u64(code::SET_VRING_KICK, 0x100), &[peer.memory.fd()]),
+        },
+        Case {
+            name: "bits past the index",
+            act: |peer| peer.send(&Message::u64(code::SET_VRING_CALL, 0x200), &[peer.memory.fd()]),
+        },
+        Case { name: "kick by a file", act: |peer| descriptor(peer, code::SET_VRING_KICK, peer.memory.fd()) },
+        Case {
+            name: "kick by a pipe",
+            act: |peer| descriptor(peer, code::SET_VRING_KICK, rustix::pipe::pipe().unwrap().0.as_fd()),
+        },
+        Case {
+            name: "call by a pipe",
+            act: |peer| descriptor(peer, code::SET_VRING_CALL, rustix::pipe::pipe().unwrap().1.as_fd()),
+        },
+        Case {
+            name: "call by the socket itself",
+            act: |peer| descriptor(peer, code::SET_VRING_CALL, peer.wire.stream().as_fd()),
+        },
+        Case {
+            name: "addresses of queue 2^32-1",
+            act: |peer| peer.send(&Message::new(code::SET_VRING_ADDR, &[0xff; 40]), &[]),
+        },
+        Case {
+            name: "addresses before memory",
+            act: |peer| {
+                peer.wire.send(&Message::vring(code::SET_VRING_NUM, 0, 128), &[])?;
+                peer.send(&Message::new(code::SET_VRING_ADDR, &[0; 40]), &[])
+            },
+        },
+        Case {
+            name: "index of queue 64",
+            act: |peer| peer.wire.send(&Message::vring(code::GET_VRING_BASE, 64, 0), &[]),
+        },
+        Case {
+            name: "size 32768",
+            act: |peer| peer.send(&Message::vring(code::SET_VRING_NUM, 0, 32768), &[]),
+        },
         Case { name: "descriptors outside memory", act: |peer| peer.addresses(1 << 40, 8192, 4096) },
         Case { name: "used ring outside memory", act: |peer| peer.addresses(0, 1 << 40, 4096) },
         Case { name: "avail ring outside memory", act: |peer| peer.addresses(0, 8192, 1 << 40) },
@@ -265,6 +315,10 @@ fn wrong_queues_are_refused() {
         Case { name: "used ring misaligned", act: |peer| peer.addresses(0, 8194, 4096) },
         Case { name: "avail ring misaligned", act: |peer| peer.addresses(0, 8192, 4097) },
     ]);
+}
+
+fn descriptor(peer: &Peer, request: u32, fd: BorrowedFd<'_>) -> io::Result<()> {
+    peer.send(&Message::u64(request, 0), &[fd])
 }
 
 fn two_descriptors(peer: &Peer, request: u32) -> io::Result<()> {

@@ -76,7 +76,8 @@ impl Guest {
         stop: BorrowedFd<'_>,
         log: &mut LogLimit,
     ) -> Option<UnixStream> {
-        if *pause > PAUSE_FIRST {
+        // Who connects by himself comes as fast as he can pay for it; a queue of dead connections must not hold him up.
+        if *pause > PAUSE_FIRST && matches!(self.endpoint, Endpoint::Connect(_)) {
             sleep_until_readable(stop, *pause);
         }
         loop {

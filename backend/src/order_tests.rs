@@ -111,7 +111,8 @@ impl Reference {
     fn may_run(&self, id: u64) -> bool {
         let &(_, own, access, _) = self.requests.iter().find(|r| r.0 == id).unwrap();
         self.requests.iter().filter(|r| r.0 < id).all(|&(_, other, other_access, _)| {
-            (access == Access::Shared && other_access == Access::Shared) || !own.overlaps(other)
+            let both_read = access == Access::Shared && other_access == Access::Shared;
+            both_read || !(own.start..own.end).any(|byte| (other.start..other.end).contains(&byte))
         })
     }
 }

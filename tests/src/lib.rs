@@ -3,6 +3,7 @@
 //! * [`Serve`] starts the real backend with a disk image in a temporary folder and waits until it listens.
 //! * [`Driver`] is an ordinary driver (the `virtio-driver` crate): reads, writes, flushes, with a queue depth.
 //! * [`raw::RawGuest`] owns every byte: messages, guest memory and ring entries, for what no honest driver sends.
+//! * [`Polite`] is a guest that reads and writes all the time while another one misbehaves.
 //! * [`recorder::Recorder`] drives several raw guests at random, [`history::History`] checks what they saw.
 //! * [`crash_log`] makes the disks that a host crash could leave from the log of `serve --record`;
 //!   [`guest_disk`] is the store's view of the disk through a driver.
@@ -25,6 +26,7 @@ mod guest;
 pub mod guest_disk;
 pub mod history;
 mod mounted;
+mod polite;
 mod proc;
 pub mod raw;
 pub mod recorder;
@@ -42,6 +44,7 @@ pub use fault_disk::{DiskOp, FaultDisk, SmallTmpfs};
 pub use fault_stand::FaultStand;
 pub use guest::{Guest, Output};
 pub use mounted::Mounted;
+pub use polite::Polite;
 pub use proc::{Exit, Proc};
 pub use stand::Stand;
 pub use storage_daemon::StorageDaemon;

@@ -1,7 +1,7 @@
 //! A guest made by hand: front end, memory and rings together.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -260,6 +260,17 @@ impl RawGuest {
         if ring.wants_kick(&self.memory, old, self.has_event_idx()) {
             self.kick(queue);
         }
+    }
+
+    /// The descriptors by which queue `queue` is kicked and calls.
+    pub fn kick_and_call(&self, queue: usize) -> [BorrowedFd<'_>; 2] {
+        let Queue { kick, call, .. } = &self.queues[queue];
+        [kick.as_fd(), call.as_fd()]
+    }
+
+    /// Replaces the descriptor by which queue `queue` is kicked and returns the old one.
+    pub fn replace_kick(&mut self, queue: usize, kick: OwnedFd) -> OwnedFd {
+        std::mem::replace(&mut self.queues[queue].kick, kick)
     }
 
     /// Tells the device.
