@@ -392,15 +392,17 @@ pub(super) fn a_bucket_that_spills_is_mended_from_behind() {
     }
     writer.close().unwrap();
     let geometry = Reader::new(base.reader(), "sim").superblock().unwrap().geometry.clone();
-    harm(&base, page_no, Harm::Both);
-    for behind in [Harm::Zeroes, Harm::Both, Harm::Slot(0)] {
+    let harms =
+        [Harm::Slot(0), Harm::Slot(1), Harm::Both].map(|front| [(front, Harm::Zeroes), (front, Harm::Both)]);
+    for (front, behind) in harms.into_iter().flatten() {
         let sim = base.fork();
+        harm(&sim, page_no, front);
         harm(&sim, geometry.spill_page(page_no), behind);
         sim.freeze();
         for op in changing_ops(&sim.fork()) {
-            for seed in 0..4 {
+            for seed in 0..3 {
                 let sim = sim.fork();
-                let story = format!("{behind:?}, operation {op}, seed {seed}");
+                let story = format!("{front:?}, {behind:?}, operation {op}, seed {seed}");
                 stop_repair(&sim, op, &mut Rng(seed));
                 assert_content(&sim, &content, &[4, 5], &story);
                 let (totals, outcomes) = mend(&sim).unwrap_or_else(|error| panic!("{story}: {error}"));

@@ -90,11 +90,6 @@ const DIRECTED: &[(&str, fn())] = &[
 
 /// Those of repairs, for the rules of repairs.
 const DIRECTED_REPAIR: &[(&str, fn())] = &[
-    ("every damaged page", repair_tests::every_damaged_page_is_named_and_mended),
-    (
-        "a crash at every operation of a repair",
-        repair_tests::a_crash_at_every_operation_of_a_repair_loses_nothing,
-    ),
     ("a bucket that spills", repair_tests::a_bucket_that_spills_is_mended_from_behind),
     (
         "what a lost record may have removed",
@@ -105,6 +100,11 @@ const DIRECTED_REPAIR: &[(&str, fn())] = &[
         repair_tests::an_index_that_knows_more_than_the_log_stops_a_repair,
     ),
     ("a window that cannot be applied", repair_tests::a_window_that_cannot_be_applied_is_mended),
+    ("every damaged page", repair_tests::every_damaged_page_is_named_and_mended),
+    (
+        "a crash at every operation of a repair",
+        repair_tests::a_crash_at_every_operation_of_a_repair_loses_nothing,
+    ),
 ];
 
 /// Whether a rule is one of repairs: then the seeded repairs and their tests must notice.
