@@ -356,7 +356,7 @@ fn judge_repair(world: &mut World) {
 
 #[test]
 fn whatever_is_damaged_a_repair_mends_what_is_intact_and_invents_nothing() {
-    assert_good(run_repair, "whatever_is_damaged", 1_000);
+    assert_good(run_repair, "whatever_is_damaged", 500);
 }
 
 fn small_store() -> Sim {
