@@ -85,7 +85,7 @@ impl<D: Device> Writer<D> {
         if Rule::FreeIsChecked.holds() && (entry.state, entry.generation) != (SegmentState::Open, generation)
         {
             return Err(Error::Corrupt(format!(
-                "the segment table does not know the open segment {segment}: run `receipt scrub`"
+                "the segment table does not know the open segment {segment}: run `receipt scrub --repair`"
             )));
         }
         Ok(())

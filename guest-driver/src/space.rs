@@ -48,7 +48,7 @@ fn check_is_free<D: Device>(
             if header.generation >= generation && header.seq < first_seq && Rule::FreeIsChecked.holds() =>
         {
             Err(Error::Corrupt(format!(
-                "the segment table says that segment {segment} is free, but it holds sequence {}: run `receipt scrub`",
+                "the segment table says that segment {segment} is free, but it holds sequence {}: run `receipt scrub --repair`",
                 header.seq
             )))
         }
