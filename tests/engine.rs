@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use receiptdisk_tests::raw::{RawGuest, Request, status};
-use receiptdisk_tests::{Ctl, Scratch, Serve, Stand, until};
+use receiptdisk_tests::raw::{RawGuest, Request, Setup, status};
+use receiptdisk_tests::{Ctl, DiskOp, FaultStand, Scratch, Serve, Stand, until};
 
 /// Every way that IO is done: options of `serve`, on tmpfs or not.
 const WAYS: [(&[&str], bool); 5] = [
@@ -89,7 +89,7 @@ fn calls_are_made_exactly_as_the_event_index_asks() {
     for (options, on_tmpfs) in WAYS {
         let stand = stand(options, on_tmpfs);
         let mut guest = stand.raw("issuer");
-        guest.start(receiptdisk_tests::raw::Setup { size: 256, ..Default::default() });
+        guest.start(Setup { size: 256, ..Default::default() });
         for round in 0..50 {
             guest.take_calls(0);
             guest.ask_for_call_after(0, COUNT - 1);
@@ -162,5 +162,129 @@ fn limited_guest_gets_its_share_and_the_other_is_not_held_back() {
         let ctl = Ctl::new(control);
         assert!(ctl.stats("slow")["held_back"].as_u64().unwrap() > 0, "{limits}");
         assert_eq!(ctl.stats("free")["held_back"], 0, "{limits}");
+    }
+}
+
+/// Sandboxes, and kernels without memory for it: what is asked, and what they answer.
+const WITHOUT_IO_URING: [(i64, i32); 4] = [
+    (libc::SYS_io_uring_setup, libc::EPERM),
+    (libc::SYS_io_uring_setup, libc::ENOMEM),
+    (libc::SYS_io_uring_register, libc::ENOSYS),
+    (libc::SYS_io_uring_enter, libc::EPERM),
+];
+
+#[test]
+fn without_io_uring_the_disk_is_served_all_the_same() {
+    for (call, errno) in WITHOUT_IO_URING {
+        for cache in ["direct", "page"] {
+            let scratch = Scratch::new();
+            let control = scratch.join("ctl.sock");
+            let configure = |serve: Serve| {
+                let serve = serve.forbid(call, errno).rw("issuer").ro("front");
+                serve.arg("--cache").arg(cache).arg("--control").arg(&control)
+            };
+            let stand = Stand::serve(scratch, configure);
+            let [mut issuer, mut front] = ["issuer", "front"].map(|name| stand.started(name));
+            work(&mut issuer);
+            // Nothing of it is aligned: it must bounce.
+            let odd = issuer.request(&Request::write(3, &[9; 512 * 5]).cut_readable(&[16, 100, 7]).skew(3));
+            assert_eq!(odd.status, status::OK);
+            let read = front.request(&Request::read(2, 512 * 7).skew(5));
+            assert_eq!(read.data, [vec![7; 512], vec![9; 512 * 5], vec![7; 512]].concat());
+            assert_eq!(Ctl::new(control).ok(&["status"])["io_engine"], "sync", "{call} {errno} {cache}");
+        }
+    }
+}
+
+#[test]
+fn io_uring_that_was_asked_for_and_cannot_be_had_is_refused() {
+    for (call, errno) in WITHOUT_IO_URING {
+        let scratch = Scratch::new();
+        let serve = Serve::image(&scratch.image(1 << 20)).ro("a").forbid(call, errno);
+        let exit = serve.arg("--io-engine").arg("io_uring").run_to_end();
+        assert_eq!(exit.code, Some(2), "{exit:?}");
+        assert!(exit.stderr.contains("--io-engine sync"), "{exit:?}");
+    }
+}
+
+/// A worker that blocks in a system call is its own guest's alone.
+#[test]
+fn guest_whose_read_hangs_does_not_hold_up_another() {
+    for engine in ["io_uring", "sync"] {
+        let stand = FaultStand::serve(|serve| serve.rw("a").ro("b").arg("--io-engine").arg(engine));
+        let [mut a, mut b] = ["a", "b"].map(|name| stand.guest(name, 1));
+        assert_eq!(b.request(&Request::read(0, 4096)).status, status::OK);
+        stand.disk().hold(DiskOp::Read);
+        let hanging = a.submit(0, &Request::read(0, 4096));
+        stand.disk().wait_for_held(DiskOp::Read, 1);
+        for _ in 0..100 {
+            assert_eq!(b.request(&Request::get_id()).status, status::OK, "{engine}");
+        }
+        assert!(a.poll_used(0).is_none());
+        stand.disk().release(DiskOp::Read);
+        let (head, outcome) = a.wait_used(0);
+        assert_eq!((head, outcome.status), (hanging, status::OK));
+    }
+}
+
+/// The first queue is full before the worker takes from it at all; a request comes to the second while the first read runs.
+#[test]
+fn full_queue_does_not_keep_another_waiting() {
+    const FULL: u64 = 120;
+    const MANY: usize = 40;
+    let stand = FaultStand::serve(|serve| serve.rw("a").ro("b").arg("--io-engine").arg("sync"));
+    let mut guest = stand.raw("a");
+    guest.start(Setup { queues: 2, size: 512, ..Setup::default() });
+    stand.disk().hold(DiskOp::Read);
+    for sector in 0..FULL {
+        guest.publish(0, &Request::read(8 * sector, 4096));
+    }
+    guest.kick(0);
+    stand.disk().wait_for_held(DiskOp::Read, 1);
+    let other = guest.submit(1, &Request::read(8 * FULL, 4096));
+    let mut passed = 0;
+    while guest.poll_used(1).is_none_or(|(head, _)| head != other) {
+        if stand.disk().held(DiskOp::Read) > 0 {
+            stand.disk().let_held_pass(DiskOp::Read);
+            passed += 1;
+        }
+        assert!(passed <= MANY, "the second queue waits for the first");
+    }
+    stand.disk().release(DiskOp::Read);
+    (0..FULL).for_each(|_| drop(guest.wait_used(0)));
+}
+
+/// 16 MiB and one for each queue, whatever the guests do.
+#[test]
+fn memory_of_the_backend_is_bounded() {
+    const GUESTS: [&str; 2] = ["issuer", "front"];
+    const QUEUES: u16 = 2;
+    for (options, on_tmpfs) in WAYS {
+        let mut stand = stand(options, on_tmpfs);
+        let mut guests = GUESTS.map(|name| stand.raw(name));
+        for guest in &mut guests {
+            guest.start(Setup { queues: QUEUES, size: 256, ..Setup::default() });
+        }
+        for (guest, queue) in (0..GUESTS.len()).flat_map(|guest| (0..QUEUES).map(move |queue| (guest, queue)))
+        {
+            fill(&mut guests[guest], queue.into());
+        }
+        for (guest, queue) in (0..GUESTS.len()).flat_map(|guest| (0..QUEUES).map(move |queue| (guest, queue)))
+        {
+            (0..REQUESTS).for_each(|_| drop(guests[guest].wait_used(queue.into())));
+        }
+        let mib = stand.backend().proc().memory_bytes() >> 20;
+        let queues = u64::from(QUEUES) * GUESTS.len() as u64;
+        assert!(mib <= 16 + queues, "{mib} MiB for {queues} queues with {options:?}");
+    }
+}
+
+const REQUESTS: u64 = 100;
+
+/// The ring full of reads that need as much memory as they can: as many pieces as a chain has, none of them aligned.
+fn fill(guest: &mut RawGuest, queue: usize) {
+    for sector in 0..REQUESTS {
+        let request = Request::read(sector, 1024).cut_writable(&[1; 1000]).indirect().skew(1);
+        guest.submit(queue, &request);
     }
 }

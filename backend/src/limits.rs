@@ -39,6 +39,9 @@ pub const MAX_BATCH: usize = 64;
 /// The same where IO is done in line: the guest sees nothing of a batch before its end.
 pub const MAX_BATCH_IN_LINE: usize = 16;
 
+/// IOs that wait to be handed to the kernel in one call.
+pub const MAX_HANDED_OVER: usize = 4;
+
 /// Segments of a list that is kept for the next request when its own has ended.
 pub const MAX_SPARE_SEGMENTS: usize = 64;
 

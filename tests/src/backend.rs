@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use crate::bins::backend_binary;
 use crate::disk::Scratch;
 use crate::proc::{Exit, Proc};
+use crate::seccomp::forbid;
 use crate::wait::until;
 
 /// A command line in the making.
@@ -19,6 +20,7 @@ pub struct Serve {
     sockets: Vec<PathBuf>,
     args: Vec<OsString>,
     run_by: Vec<OsString>,
+    forbidden: Vec<(i64, i32)>,
 }
 
 /// A running backend; killed when dropped.
@@ -33,7 +35,8 @@ impl Serve {
     /// Serves `image`, with the sockets in the image's folder.
     pub fn image(image: &Path) -> Self {
         let dir = image.parent().unwrap().to_owned();
-        let serve = Self { dir, sockets: Vec::new(), args: Vec::new(), run_by: Vec::new() };
+        let serve =
+            Self { dir, sockets: Vec::new(), args: Vec::new(), run_by: Vec::new(), forbidden: Vec::new() };
         serve.arg("serve").arg("--image").arg(image)
     }
 
@@ -67,6 +70,12 @@ impl Serve {
         self.arg("--guest").arg(spec)
     }
 
+    /// Has the kernel answer every call of this number with `errno`, as a sandbox does.
+    pub fn forbid(mut self, call: i64, errno: i32) -> Self {
+        self.forbidden.push((call, errno));
+        self
+    }
+
     /// Starts it and waits until every socket is listened on.
     ///
     /// # Panics
@@ -88,7 +97,11 @@ impl Serve {
     pub fn spawn(self) -> Backend {
         let log = self.dir.join(format!("backend-{}.log", unique()));
         let line = [self.run_by, vec![backend_binary().into()], self.args].concat();
-        let proc = Proc::spawn(Command::new(&line[0]).args(&line[1..]), &log);
+        let mut command = Command::new(&line[0]);
+        for &(call, errno) in &self.forbidden {
+            forbid(&mut command, call, errno);
+        }
+        let proc = Proc::spawn(command.args(&line[1..]), &log);
         Backend { proc, dir: self.dir, sockets: self.sockets }
     }
 

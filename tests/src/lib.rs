@@ -31,6 +31,7 @@ mod proc;
 pub mod raw;
 pub mod recorder;
 pub mod rng;
+mod seccomp;
 mod stand;
 mod storage_daemon;
 mod wait;

@@ -101,6 +101,14 @@ impl Proc {
         tasks.map(of_task).sum()
     }
 
+    /// Memory that is its own and of its program, not of guests: theirs is shared memory.
+    pub fn memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let kib = |line: &str| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        let own = |line: &str| line.strip_prefix("RssAnon:").or(line.strip_prefix("RssFile:")).map(kib);
+        status.lines().filter_map(own).sum::<u64>() << 10
+    }
+
     /// Waits until it uses no processor time: a process that spins never does.
     #[track_caller]
     pub fn wait_until_idle(&self) {

@@ -1,21 +1,28 @@
-//! IO through one io_uring: queued without a system call, handed over in one per batch.
+//! IO through one io_uring: queued without a system call, handed over a few at a time.
 //!
 //! Invariant: at most [`MAX_IN_FLIGHT`] IOs are under way, so neither ring can overflow.
+//!
+//! Guest memory is not registered with the ring: that would pin all of it, keep ballooning and huge page merging from working, and be
+//! redone at each change of the memory table, for a few percent of the processor time of an IO (docs/tuning.md has the measurement).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use io_uring::register::Restriction;
+use io_uring::register::{Probe, Restriction};
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::Completion;
-use crate::limits::MAX_IN_FLIGHT;
+use crate::limits::{MAX_HANDED_OVER, MAX_IN_FLIGHT};
 use crate::request::Direction;
 use crate::transfer::Io;
 
 /// Entries of the submission ring; a fuller batch is handed over in several calls.
 const SUBMISSION_ENTRIES: u32 = 256;
+
+/// All that it is asked to do.
+const OPERATIONS: [u8; 4] =
+    [opcode::Read::CODE, opcode::Write::CODE, opcode::Readv::CODE, opcode::Writev::CODE];
 
 /// One ring, used by one thread.
 pub struct UringEngine {
@@ -41,8 +48,9 @@ impl UringEngine {
     /// A new ring for IO on `file`, which must outlive it.
     ///
     /// # Errors
-    /// Where the kernel or its configuration forbids io_uring.
+    /// Where the kernel, its configuration or a sandbox forbids io_uring, or has none that can read and write.
     pub fn new(file: &File) -> io::Result<Self> {
+        try_out()?;
         let completion_entries = u32::try_from(2 * MAX_IN_FLIGHT).map_err(io::Error::other)?;
         let ring = IoUring::builder()
             .setup_cqsize(completion_entries)
@@ -72,6 +80,11 @@ impl UringEngine {
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.flush_submissions();
         }
+        // A disk that starts on the first few while the rest is prepared ends them earlier, and guest and disk work at the
+        // same time instead of in turns.
+        if self.ring.submission().len() >= MAX_HANDED_OVER {
+            self.flush_submissions();
+        }
     }
 
     /// See [`super::Engine::flush_submissions`].
@@ -79,10 +92,12 @@ impl UringEngine {
         while !self.ring.submission().is_empty() {
             match self.ring.submit() {
                 Ok(_) => {}
-                // EINTR, EAGAIN and EBUSY pass; nothing else can happen to a ring that was set up.
+                // EAGAIN: the kernel has no memory for it right now. EBUSY: completions first, which it does itself.
+                Err(error) if is_passing(&error) => std::thread::yield_now(),
+                // Nobody can say which of them the kernel has: to go on could carry out a write twice.
                 Err(error) => {
-                    log::debug!("event=submit-again error=\"{error}\"");
-                    std::thread::yield_now();
+                    log::error!("event=io_uring-failed error=\"{error}\" the process ends; start it again");
+                    std::process::exit(1);
                 }
             }
         }
@@ -111,12 +126,33 @@ impl UringEngine {
 /// From now on the ring reads and writes, the one file if that is registered, and nothing else: entries do not pass the
 /// filter of system calls, so without this whoever gets hold of the ring could open and connect by it.
 fn restrict(ring: &IoUring, target: Target) -> io::Result<()> {
-    let operations = [opcode::Read::CODE, opcode::Write::CODE, opcode::Readv::CODE, opcode::Writev::CODE];
-    let mut allowed = Vec::from(operations.map(Restriction::sqe_op));
+    let mut allowed = Vec::from(OPERATIONS.map(Restriction::sqe_op));
     if let Target::Registered = target {
         allowed.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
     }
     ring.submitter().register_restrictions(&mut allowed)
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+/// Uses a ring once: a sandbox may let one be made and then forbid its use, and old kernels lack operations.
+fn try_out() -> io::Result<()> {
+    let mut ring = IoUring::new(1)?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    if let Some(missing) = OPERATIONS.into_iter().find(|&code| !probe.is_supported(code)) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, format!("no operation {missing}")));
+    }
+    let nothing = opcode::Nop::new().build();
+    // SAFETY: a no-operation names no memory.
+    unsafe { ring.submission().push(&nothing) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    match ring.completion().next() {
+        Some(done) if done.result() == 0 => Ok(()),
+        other => Err(io::Error::other(format!("a no-operation ended with {other:?}"))),
+    }
 }
 
 /// # Safety

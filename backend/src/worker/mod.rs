@@ -151,7 +151,9 @@ pub struct Worker {
     waiting_for_buffer: VecDeque<usize>,
     /// Tickets of requests that have ended, released once their used entries are published.
     ended: Vec<Ticket>,
-    patience: Patience,
+    /// How long to look for news from the guest, while it has no request here, and from the disk.
+    for_guest: Patience,
+    for_disk: Patience,
     throttle: Option<Throttle>,
     /// When requests that wait in a ring may be taken, if the guest has used up its share.
     held_until: Option<Instant>,
@@ -175,7 +177,8 @@ impl Worker {
     /// When the process has no descriptor left.
     pub fn new(config: WorkerConfig, shared: Arc<Shared>, engine: Engine) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let (may_write, patience) = (config.may_write, Patience::new(config.poll));
+        let [for_guest, for_disk] = [(); 2].map(|()| Patience::new(config.poll));
+        let may_write = config.may_write;
         let throttle = Throttle::new(config.limits, Instant::now());
         let wake = shared.mailbox(config.index).wake.as_raw_fd();
         watch(&epoll, wake, EventSet::IN, WAKE_EVENT)?;
@@ -201,7 +204,8 @@ impl Worker {
             free_buffers: Vec::new(),
             waiting_for_buffer: VecDeque::new(),
             ended: Vec::with_capacity(MAX_IN_FLIGHT),
-            patience,
+            for_guest,
+            for_disk,
             throttle,
             held_until: None,
             rounds_awake: 0,
@@ -249,18 +253,26 @@ impl Worker {
         if self.has_work() {
             self.rounds_awake += 1;
             if !self.rounds_awake.is_multiple_of(ROUNDS_BETWEEN_EVENTS) {
+                // A ring that never gets empty must not keep the others waiting until then.
+                self.look_into_rings();
                 return Ok(0);
             }
             return self.take_events(0, events);
         }
-        let pause = (self.patience.now() > Duration::ZERO).then(Instant::now);
-        if pause.is_some_and(|began| self.look_around(began)) || self.ask_for_kicks() {
+        let longest = self.patience().now();
+        let pause = (longest > Duration::ZERO).then(Instant::now);
+        if pause.is_some_and(|began| self.look_around(began, longest)) || self.ask_for_kicks() {
             return Ok(0);
         }
         let began = pause.unwrap_or_else(Instant::now);
         let count = self.take_events(self.longest_sleep_ms(), events)?;
-        self.patience.learn(began.elapsed());
+        self.patience().learn(began.elapsed());
         Ok(count)
+    }
+
+    /// A guest that thinks and a disk that works take times of their own: what is learned of one says nothing of the other.
+    fn patience(&mut self) -> &mut Patience {
+        if self.requests.is_empty() { &mut self.for_guest } else { &mut self.for_disk }
     }
 
     /// For ever, unless requests are held back.
@@ -281,8 +293,8 @@ impl Worker {
         self.has_room() && self.rings.iter().flatten().any(Running::may_take)
     }
 
-    /// Looks for news as long as patience lasts: true when there are some.
-    fn look_around(&mut self, began: Instant) -> bool {
+    /// Looks for news for `longest` at most: true when there are some.
+    fn look_around(&mut self, began: Instant, longest: Duration) -> bool {
         loop {
             for _ in 0..LOOKS_BETWEEN_CLOCKS {
                 if self.sees_news() {
@@ -290,16 +302,21 @@ impl Worker {
                 }
                 std::hint::spin_loop();
             }
-            if began.elapsed() >= self.patience.now() {
+            if began.elapsed() >= longest {
                 return false;
             }
         }
     }
 
     fn sees_news(&mut self) -> bool {
-        let has_room = self.has_room();
-        let mut found = self.engine.has_completions() || self.shared.mailbox(self.config.index).has_mail();
-        for ring in self.rings.iter_mut().flatten().filter(|_| has_room) {
+        let has_requests = self.has_room() && self.look_into_rings();
+        has_requests || self.engine.has_completions() || self.shared.mailbox(self.config.index).has_mail()
+    }
+
+    /// Whether requests wait in any ring that may be drained.
+    fn look_into_rings(&mut self) -> bool {
+        let mut found = false;
+        for ring in self.rings.iter_mut().flatten() {
             ring.ready |= ring.vring.has_waiting();
             found |= ring.may_take();
         }

@@ -39,7 +39,7 @@ pub fn draw(cases: &[Case]) -> String {
                  <rect x=\"{LEFT}\" y=\"{top}\" width=\"{width:.1}\" height=\"{}\" fill=\"{colour}\"/>\
                  <text x=\"{:.1}\" y=\"{base}\">{:.1} ({:.2})</text>",
                 LEFT - 6.0,
-                peer.name(),
+                peer,
                 BAR - 2.0,
                 LEFT + width + 4.0,
                 iops / 1e3,

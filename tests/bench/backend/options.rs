@@ -18,7 +18,9 @@ tests/bench.sh backend [OPTION...]        peers take turns in each round; the ta
   --peer TEXT           peers whose name has this in it
   --own NAME=PROGRAM[ OPTION...]     this backend once more: another build, other options of serve; - is the usual build
   --socket NAME=PATH[,PATH]          a backend that runs already, with a disk of any kind behind each socket
-  --json FILE, --svg FILE            where results and chart go";
+  --json FILE, --svg FILE            where results and chart go
+  --with FILE           results of an earlier run, to be judged and drawn with those of this one
+Others' work on the same processors is counted: what took more than 5 % is measured again, up to three times.";
 
 /// The choices of the command line.
 pub struct Options {
@@ -29,6 +31,7 @@ pub struct Options {
     pub pinned: Vec<bool>,
     pub loads: Vec<Load>,
     pub peers: Vec<Peer>,
+    pub with: Vec<PathBuf>,
     pub json: Option<PathBuf>,
     pub svg: Option<PathBuf>,
 }
@@ -43,7 +46,8 @@ impl Options {
             folder: std::env::temp_dir(),
             pinned: vec![true, false],
             loads: LOADS.to_vec(),
-            peers: vec![Peer::own()],
+            peers: vec![Peer::own(), Peer::polling()],
+            with: Vec::new(),
             json: None,
             svg: None,
         };
@@ -75,6 +79,7 @@ impl Options {
             ("--peer", _) => wanted.push(value),
             ("--own", text) => self.peers.insert(1, own(text)),
             ("--socket", text) => self.peers.push(running(text)),
+            ("--with", _) => self.with.push(value.into()),
             ("--json", _) => self.json = Some(value.into()),
             ("--svg", _) => self.svg = Some(value.into()),
             _ => usage(),

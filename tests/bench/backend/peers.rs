@@ -10,6 +10,13 @@ use rustix::net::sockopt::socket_peercred;
 use serde_json::Value;
 
 use crate::load::{Load, Shape};
+use crate::report::Figures;
+
+/// How results name the ones that goals speak of.
+pub const OWN: &str = "receiptdisk";
+pub const POLLING: &str = "receiptdisk --poll-us 1000";
+pub const STORAGE_DAEMON: &str = "qemu-storage-daemon";
+pub const FIO: &str = "fio on the file";
 
 /// One competitor.
 #[derive(Debug, Clone)]
@@ -36,34 +43,38 @@ pub struct Place {
 pub struct Served {
     pub sockets: Vec<PathBuf>,
     pid: u32,
-    _proc: Option<Proc>,
-}
-
-/// What fio says of itself.
-pub struct FioResult {
-    pub iops: f64,
-    pub cpu_us: f64,
-    pub percentiles_us: [f64; 3],
+    proc: Option<Proc>,
 }
 
 impl Peer {
     /// This backend with its defaults.
     pub fn own() -> Self {
-        Self::Own { name: "receiptdisk".into(), program: backend_binary(), options: Vec::new() }
+        Self::Own { name: OWN.into(), program: backend_binary(), options: Vec::new() }
+    }
+
+    /// This backend looking for news for up to a millisecond.
+    pub fn polling() -> Self {
+        let options = ["--poll-us", "1000"].map(str::to_owned).to_vec();
+        Self::Own { name: POLLING.into(), program: backend_binary(), options }
+    }
+
+    /// Whether it is measured with such a load.
+    pub fn takes(&self, load: &Load) -> bool {
+        match self {
+            Self::Fio => load.guests == 1,
+            // With more requests under way there is hardly a pause to look around in.
+            Self::Own { name, .. } => name != POLLING || load.depth == 1,
+            Self::StorageDaemon { .. } | Self::Running { .. } => true,
+        }
     }
 
     /// As the tables name it.
     pub fn name(&self) -> String {
         match self {
             Self::Own { name, .. } | Self::Running { name, .. } => name.clone(),
-            Self::StorageDaemon { aio } => format!("qemu-storage-daemon aio={aio}"),
-            Self::Fio => "fio on the file".into(),
+            Self::StorageDaemon { aio } => format!("{STORAGE_DAEMON} aio={aio}"),
+            Self::Fio => FIO.into(),
         }
-    }
-
-    /// Whether it is one of the storage daemon's three ways.
-    pub fn is_storage_daemon(&self) -> bool {
-        matches!(self, Self::StorageDaemon { .. })
     }
 
     /// Starts it on `image` for `guests` guests that may all write, with its files in `folder`.
@@ -76,17 +87,22 @@ impl Peer {
                 assert!(sockets.len() >= guests, "{name} has too few sockets for {guests} guests");
                 let stream = UnixStream::connect(&sockets[0]).unwrap();
                 let pid = socket_peercred(&stream).unwrap().pid.as_raw_nonzero().get().unsigned_abs();
-                return Served { sockets: sockets[..guests].to_vec(), pid, _proc: None };
+                return Served { sockets: sockets[..guests].to_vec(), pid, proc: None };
             }
             Self::Fio => unreachable!("fio is no backend"),
         };
-        sockets.iter().for_each(|socket| drop(fs::remove_file(socket)));
-        let mut proc = Proc::spawn(command.stdout(Stdio::null()), &folder.join("peer.log"));
         until("the peer to listen", || {
-            assert!(proc.is_running(), "{}: {}", self.name(), proc.stderr());
-            sockets.iter().all(|socket| socket.exists()).then_some(())
-        });
-        Served { sockets, pid: proc.pid(), _proc: Some(proc) }
+            sockets.iter().for_each(|socket| drop(fs::remove_file(socket)));
+            let mut proc = Proc::spawn(command.stdout(Stdio::null()), &folder.join("peer.log"));
+            let listens = until("the peer to listen or end", || match sockets.iter().all(|s| s.exists()) {
+                true => Some(true),
+                false => (!proc.is_running()).then_some(false),
+            });
+            // The lock of a process that was killed may outlive it for a moment, and not every peer waits for it.
+            assert!(listens || proc.stderr().contains("lock"), "{}: {}", self.name(), proc.stderr());
+            let served = || Served { sockets: sockets.clone(), pid: proc.pid(), proc: Some(proc) };
+            listens.then(served)
+        })
     }
 }
 
@@ -130,19 +146,24 @@ impl Served {
         tasks.filter_map(on_cpu).sum()
     }
 
-    /// Most memory it has had, in KiB.
-    pub fn peak_kib(&self) -> u64 {
+    /// Whether somebody else has started it.
+    pub fn is_foreign(&self) -> bool {
+        self.proc.is_none()
+    }
+
+    /// Memory it has, in KiB, without that of its guests, which is shared memory.
+    pub fn memory_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        let kib = |line: &str| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+        let own = status
+            .lines()
+            .filter_map(|line| line.strip_prefix("RssAnon:").or_else(|| line.strip_prefix("RssFile:")));
+        own.map(kib).sum()
     }
 }
 
-/// Runs fio with the same load; `None` for a load of several guests.
-pub fn fio(load: &Load, image: &Path, place: Place, seconds: f64) -> Option<FioResult> {
-    if load.guests > 1 {
-        return None;
-    }
+/// Runs fio with the same load.
+pub fn fio(load: &Load, image: &Path, place: Place, seconds: f64) -> Figures {
     let rw = match load.shape {
         Shape::Random { read_percent: 100 } => "randread",
         Shape::Random { read_percent: 0 } => "randwrite",
@@ -166,10 +187,10 @@ pub fn fio(load: &Load, image: &Path, place: Place, seconds: f64) -> Option<FioR
     let output = command.output().unwrap();
     assert!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    Some(parse_fio(&report["jobs"][0], load.shape))
+    parse_fio(&report["jobs"][0], load.shape)
 }
 
-fn parse_fio(job: &Value, shape: Shape) -> FioResult {
+fn parse_fio(job: &Value, shape: Shape) -> Figures {
     let number = |value: &Value| value.as_f64().unwrap();
     let sides = ["read", "write"].map(|side| &job[side]);
     let iops: f64 = sides.iter().map(|side| number(&side["iops"])).sum();
@@ -180,5 +201,5 @@ fn parse_fio(job: &Value, shape: Shape) -> FioResult {
         let flush = if shape == Shape::Commit { percentile(&job["sync"]["lat_ns"], at) } else { 0.0 };
         percentile(&busy["clat_ns"], at) + flush
     });
-    FioResult { iops, cpu_us, percentiles_us }
+    Figures { iops, cpu_us, percentiles_us, least_share: 1.0, ..Figures::default() }
 }

@@ -1,15 +1,16 @@
 //! Tables and JSON.
 
 use std::fs;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::load::Load;
+use crate::load::{LOADS, Load};
 use crate::options::Options;
-use crate::peers::{Peer, Place};
+use crate::peers::STORAGE_DAEMON;
 
 /// One measurement.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Figures {
     pub iops: f64,
     pub cpu_us: f64,
@@ -17,27 +18,50 @@ pub struct Figures {
     pub percentiles_us: [f64; 3],
     /// Part of all requests that the guest with the fewest had.
     pub least_share: f64,
-    pub peak_kib: u64,
+    pub memory_kib: u64,
+    /// Part of the processors' time that others took meanwhile.
+    pub disturbed: f64,
+    /// What a peer that somebody else started has used of it.
+    pub cpu_of_running_ticks: u64,
 }
 
-/// One load at one place, with all rounds of all peers.
+/// One load at one place, with all rounds of all peers by name.
 pub struct Case {
     pub load: Load,
-    pub place: Place,
+    pub place: String,
     pub pinned: bool,
-    pub peers: Vec<(Peer, Vec<Figures>)>,
+    pub peers: Vec<(String, Vec<Figures>)>,
 }
 
 impl Case {
+    /// A case without measurements; `load` is the name of a load that there is.
+    pub fn new(load: &str, place: &str, pinned: bool) -> Self {
+        let load = *LOADS.iter().find(|known| known.name == load).unwrap();
+        Self { load, place: place.into(), pinned, peers: Vec::new() }
+    }
+
+    /// Adds a measurement.
+    pub fn add(&mut self, peer: &str, figures: Figures) {
+        match self.peers.iter_mut().find(|(known, _)| known == peer) {
+            Some((_, all)) => all.push(figures),
+            None => self.peers.push((peer.into(), vec![figures])),
+        }
+    }
+
     /// As the tables name it.
     pub fn name(&self) -> String {
         let pinned = if self.pinned { "pinned" } else { "not pinned" };
-        format!("{}, {}, {pinned}", self.load.name, self.place.name)
+        format!("{}, {}, {pinned}", self.load.name, self.place)
+    }
+
+    /// All rounds of a peer.
+    pub fn of(&self, peer: &str) -> Option<&[Figures]> {
+        self.peers.iter().find(|(name, _)| name == peer).map(|(_, rounds)| rounds.as_slice())
     }
 
     /// All rounds of the way of qemu-storage-daemon that was the fastest here.
     pub fn best_storage_daemon(&self) -> Option<&[Figures]> {
-        let daemons = self.peers.iter().filter(|(peer, _)| peer.is_storage_daemon());
+        let daemons = self.peers.iter().filter(|(name, _)| name.starts_with(STORAGE_DAEMON));
         let best = daemons.max_by(|(_, a), (_, b)| median(a, |f| f.iops).total_cmp(&median(b, |f| f.iops)));
         best.map(|(_, figures)| figures.as_slice())
     }
@@ -73,7 +97,7 @@ pub fn print(case: &Case) {
         };
         println!(
             "| {} | {:.1} | {:.2} | {p50:.0} | {p99:.0} | {p999:.0} | {} | {} |",
-            peer.name(),
+            peer,
             median(rounds, |f| f.iops) / 1e3,
             median(rounds, |f| f.cpu_us),
             ratio(|f| f.iops),
@@ -93,22 +117,52 @@ pub fn write_json(cases: &[Case], options: &Options) {
     let Some(path) = &options.json else { return };
     let sample = |f: &Figures| {
         json!({
-            "iops": f.iops, "cpu_us": f.cpu_us, "p50_us": f.percentiles_us[0], "p99_us": f.percentiles_us[1],
-            "p99_9_us": f.percentiles_us[2], "least_share": f.least_share, "peak_kib": f.peak_kib,
+            "iops": f.iops, "cpu_us": f.cpu_us, "percentiles_us": f.percentiles_us, "least_share": f.least_share,
+            "memory_kib": f.memory_kib, "disturbed": f.disturbed,
         })
     };
     let cases: Vec<Value> = cases
         .iter()
         .map(|case| {
-            let peers = case.peers.iter().map(|(peer, rounds)| {
-                json!({ "name": peer.name(), "rounds": rounds.iter().map(sample).collect::<Vec<_>>() })
+            let peers = case.peers.iter().map(|(name, rounds)| {
+                json!({ "name": name, "rounds": rounds.iter().map(sample).collect::<Vec<_>>() })
             });
             json!({
-                "load": case.load.name, "place": case.place.name, "pinned": case.pinned, "depth": case.load.depth,
-                "guests": case.load.guests, "bytes": case.load.len, "peers": peers.collect::<Vec<_>>(),
+                "load": case.load.name, "place": case.place, "pinned": case.pinned,
+                "peers": peers.collect::<Vec<_>>(),
             })
         })
         .collect();
-    let all = json!({ "seconds": options.seconds, "rounds": options.rounds, "cases": cases });
-    fs::write(path, serde_json::to_string_pretty(&all).unwrap()).unwrap();
+    fs::write(path, serde_json::to_string_pretty(&json!({ "cases": cases })).unwrap()).unwrap();
+}
+
+/// The cases in files that [`write_json`] has written.
+pub fn read_json(files: &[PathBuf]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for file in files {
+        let all: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        for told in all["cases"].as_array().unwrap() {
+            let text = |key: &str| told[key].as_str().unwrap();
+            let mut case = Case::new(text("load"), text("place"), told["pinned"].as_bool().unwrap());
+            for peer in told["peers"].as_array().unwrap() {
+                let rounds = peer["rounds"].as_array().unwrap().iter().map(parse_sample);
+                rounds.for_each(|figures| case.add(peer["name"].as_str().unwrap(), figures));
+            }
+            cases.push(case);
+        }
+    }
+    cases
+}
+
+fn parse_sample(sample: &Value) -> Figures {
+    let number = |value: &Value| value.as_f64().unwrap();
+    Figures {
+        iops: number(&sample["iops"]),
+        cpu_us: number(&sample["cpu_us"]),
+        percentiles_us: [0, 1, 2].map(|at: usize| number(&sample["percentiles_us"][at])),
+        least_share: number(&sample["least_share"]),
+        memory_kib: sample["memory_kib"].as_u64().unwrap(),
+        disturbed: number(&sample["disturbed"]),
+        cpu_of_running_ticks: 0,
+    }
 }
