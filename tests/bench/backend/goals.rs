@@ -41,6 +41,7 @@ fn judge(case: &Case, all: &[Case]) -> Vec<Verdict> {
     let in_memory = case.place == "tmpfs";
     let is_small =
         case.load.name.starts_with("4k random read") || case.load.name.starts_with("4k random write");
+    let is_small = is_small && !case.load.is_extra();
     if let Some(daemon) = daemon.filter(|_| in_memory && is_small) {
         match (case.load.depth, case.pinned) {
             (32, pinned) => {
@@ -109,9 +110,10 @@ fn judge(case: &Case, all: &[Case]) -> Vec<Verdict> {
             ));
         }
     }
-    if case.load.guests > 1 {
+    if case.load.guests > 1 && !case.load.is_beside() {
         let alone = |one: &&Case| {
             (one.load.shape, one.load.depth, one.load.guests) == (case.load.shape, case.load.depth, 1)
+                && one.load.queues == 1
                 && (&one.place, one.pinned) == (&case.place, case.pinned)
         };
         if let Some(alone) = all.iter().find(alone).and_then(|one| one.of(OWN)) {
@@ -120,7 +122,7 @@ fn judge(case: &Case, all: &[Case]) -> Vec<Verdict> {
         let least = median(own, |f| f.least_share);
         verdicts.push(verdict("part of the guest with fewer", least, Bound::AtLeast(0.45)));
     }
-    let queues = f64::from(u32::try_from(case.load.guests).unwrap());
+    let queues = f64::from(case.load.queues) * f64::from(u32::try_from(case.load.guests).unwrap());
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
     let mib = median(own, |f| f.memory_kib as f64) / 1024.0;
     verdicts.push(verdict("MiB of memory", mib, Bound::AtMost(16.0 + queues)));

@@ -6,6 +6,7 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use receiptdisk_tests::listening;
@@ -27,11 +28,16 @@ pub enum Op {
     Read { sector: u64, len: u32 },
     Write { sector: u64, len: u32 },
     Flush,
+    Discard { sector: u64, sectors: u32 },
+    WriteZeroes { sector: u64, sectors: u32 },
 }
 
-/// A guest with one queue.
+/// Bytes of the range of a discard or write-zeroes: sector u64, sectors u32, flags u32.
+const RANGE_BYTES: u32 = 16;
+
+/// A queue of a guest.
 pub struct Guest {
-    memory: Memory,
+    memory: Arc<Memory>,
     ring: Ring,
     tables: u64,
     buffers: u64,
@@ -46,49 +52,50 @@ pub struct Guest {
     next_used: u16,
     has_event_idx: bool,
     // Last: the backend lets go of the memory when this closes.
-    _front: Front,
+    _front: Arc<Front>,
 }
 
 impl Guest {
-    /// Connects and starts its queue, with buffers of `buffer_bytes` (a multiple of 4096) for `depth` requests.
-    pub fn connect(socket: &Path, depth: u16, buffer_bytes: u32) -> Self {
+    /// Connects and starts `queues` queues, each with buffers of `buffer_bytes` (a multiple of 4096) for `depth` requests and,
+    /// like a processor of the guest with its own queue, a driver of its own.
+    pub fn connect(socket: &Path, queues: u16, depth: u16, buffer_bytes: u32) -> Vec<Self> {
         let front = Front::greet(listening(|| Wire::connect(socket))).expect("the backend answers");
         let mut memory = Memory::new();
-        let ring = Ring::new(&mut memory, RING_SIZE, 0);
         let buffer_bytes = u64::from(buffer_bytes).next_power_of_two();
         let room = |bytes: u64| usize::try_from(u64::from(depth) * bytes).unwrap();
-        let (tables, buffers) = (memory.take(room(SLOT_BYTES)), memory.take(room(buffer_bytes)));
+        let mut lay_out = || {
+            let ring = Ring::new(&mut memory, RING_SIZE, 0);
+            (ring, memory.take(room(SLOT_BYTES)), memory.take(room(buffer_bytes)))
+        };
+        let layouts: Vec<_> = (0..queues).map(|_| lay_out()).collect();
         let accepted = front.features() & !feature::CONFIG_WCE;
         front.must(&Message::u64(code::SET_FEATURES, accepted), &[]);
         front.set_mem_table(&memory, &memory.regions(1));
-        let [kick, call] = [(); 2].map(|()| eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-        front.must(&Message::vring(code::SET_VRING_NUM, 0, u32::from(RING_SIZE)), &[]);
-        front.must(&Message::vring(code::SET_VRING_BASE, 0, 0), &[]);
-        front.set_vring_addr(0, &ring);
-        front.set_vring_fd(code::SET_VRING_KICK, 0, kick.as_fd());
-        front.set_vring_fd(code::SET_VRING_CALL, 0, call.as_fd());
-        front.must(&Message::vring(code::SET_VRING_ENABLE, 0, 1), &[]);
-        let called = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&called, &call, epoll::EventData::new_u64(0), edges).unwrap();
-        let has_event_idx = accepted & feature::EVENT_IDX != 0;
-        let mut guest = Self {
-            memory,
-            ring,
-            tables,
-            buffers,
-            buffer_bytes,
-            kick,
-            called,
-            _call: call,
-            next_avail: 0,
-            announced: 0,
-            next_used: 0,
-            has_event_idx,
-            _front: front,
+        let (memory, front) = (Arc::new(memory), Arc::new(front));
+        let start = |(queue, (ring, tables, buffers))| {
+            let [kick, call] = start_queue(&front, queue, &ring);
+            let called = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+            let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&called, &call, epoll::EventData::new_u64(0), edges).unwrap();
+            let guest = Self {
+                memory: Arc::clone(&memory),
+                ring,
+                tables,
+                buffers,
+                buffer_bytes,
+                kick,
+                called,
+                _call: call,
+                next_avail: 0,
+                announced: 0,
+                next_used: 0,
+                has_event_idx: accepted & feature::EVENT_IDX != 0,
+                _front: Arc::clone(&front),
+            };
+            (0..depth).for_each(|slot| guest.lay_out(slot));
+            guest
         };
-        (0..depth).for_each(|slot| guest.lay_out(slot));
-        guest
+        (0..).zip(layouts).map(start).collect()
     }
 
     /// Sectors that the device tells.
@@ -97,7 +104,7 @@ impl Guest {
     }
 
     /// What does not change about a slot; its buffer is filled, so that its pages exist.
-    fn lay_out(&mut self, slot: u16) {
+    fn lay_out(&self, slot: u16) {
         let table = self.table(slot);
         let first = Desc { addr: table, len: 48, flags: desc_flags::INDIRECT, next: 0 };
         self.ring.write_desc(&self.memory, slot, first);
@@ -116,6 +123,10 @@ impl Guest {
             Op::Read { sector, len } => (kind::IN, sector, Some((len, desc_flags::WRITE))),
             Op::Write { sector, len } => (kind::OUT, sector, Some((len, 0))),
             Op::Flush => (kind::FLUSH, 0, None),
+            Op::Discard { sector, sectors } => (kind::DISCARD, 0, Some(self.range(slot, sector, sectors))),
+            Op::WriteZeroes { sector, sectors } => {
+                (kind::WRITE_ZEROES, 0, Some(self.range(slot, sector, sectors)))
+            }
         };
         let next = match data {
             None => 2,
@@ -130,6 +141,13 @@ impl Guest {
         self.memory.store(table + HEADER_AT + 8, sector);
         self.store(self.ring.avail_ring() + 4 + 2 * u64::from(self.next_avail % RING_SIZE), slot);
         self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
+    /// Writes the range to the slot's buffer: its length and the flags of its descriptor.
+    fn range(&self, slot: u16, sector: u64, sectors: u32) -> (u32, u16) {
+        let bytes = [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &[0; 4]].concat();
+        self.memory.write(self.buffer(slot), &bytes);
+        (RANGE_BYTES, 0)
     }
 
     /// Shows the device what was put, and kicks it if it wants to be told.
@@ -217,4 +235,16 @@ impl Guest {
         // SAFETY: as above.
         unsafe { AtomicU32::from_ptr(self.memory.host_address(address, 4).cast()) }
     }
+}
+
+/// Describes a queue and enables it; its kick and call descriptors.
+fn start_queue(front: &Front, queue: u32, ring: &Ring) -> [OwnedFd; 2] {
+    let [kick, call] = [(); 2].map(|()| eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+    front.must(&Message::vring(code::SET_VRING_NUM, queue, u32::from(RING_SIZE)), &[]);
+    front.must(&Message::vring(code::SET_VRING_BASE, queue, 0), &[]);
+    front.set_vring_addr(queue, ring);
+    front.set_vring_fd(code::SET_VRING_KICK, queue.into(), kick.as_fd());
+    front.set_vring_fd(code::SET_VRING_CALL, queue.into(), call.as_fd());
+    front.must(&Message::vring(code::SET_VRING_ENABLE, queue, 1), &[]);
+    [kick, call]
 }

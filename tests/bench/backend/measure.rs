@@ -1,7 +1,7 @@
 //! One peer under one load, once, undisturbed if that can be had.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use receiptdisk_tests::Scratch;
@@ -56,17 +56,18 @@ impl Bench<'_> {
 
     fn drive(&self, peer: &Peer, load: &Load, round: u64) -> Figures {
         let folder = Scratch::new();
-        let served = peer.start(self.image, self.place, load.guests, folder.path());
+        let served = peer.start(self.image, self.place, load, folder.path());
         let cpu_at_start = served.cpu_ns();
         run_on(&self.cpus[1]);
-        let mut guests: Vec<Guest> =
-            served.sockets.iter().map(|socket| Guest::connect(socket, load.depth, load.len)).collect();
+        let connect = |socket: &PathBuf| Guest::connect(socket, load.queues, load.depth, load.len);
+        let mut guests: Vec<Guest> = served.sockets.iter().flat_map(connect).collect();
         let time = Duration::from_secs_f64(self.seconds);
         drive_all(&mut guests, load, time / 4, round);
         let (cpu_before, began) = (served.cpu_ns(), Instant::now());
         let seen = drive_all(&mut guests, load, time, round + 1000);
         let (took, cpu_ns) = (began.elapsed().as_secs_f64(), served.cpu_ns() - cpu_before);
-        let mut figures = figures(&seen, took, Duration::from_nanos(cpu_ns).as_secs_f64());
+        let counted = if load.is_beside() { &seen[..1] } else { &seen[..] };
+        let mut figures = figures(counted, took, Duration::from_nanos(cpu_ns).as_secs_f64());
         figures.memory_kib = served.memory_kib();
         if served.is_foreign() {
             figures.cpu_of_running_ticks = (served.cpu_ns() - cpu_at_start) / NANOS_PER_TICK;
@@ -80,7 +81,7 @@ fn drive_all(guests: &mut [Guest], load: &Load, time: Duration, seed: u64) -> Ve
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..)
             .zip(guests)
-            .map(|(number, guest)| scope.spawn(move || drive(guest, load, time, seed * 64 + number)))
+            .map(|(number, guest)| scope.spawn(move || drive(guest, load, number, time, seed)))
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })

@@ -14,7 +14,7 @@ tests/bench.sh backend [OPTION...]        peers take turns in each round; the ta
   --place tmpfs|file    tmpfs with the page cache, or a file with direct IO (both)
   --folder DIR          where that file is made (the system's place for temporary files)
   --pin yes|no          backend on CPU 0 and load on CPU 1, or free (both)
-  --load TEXT           loads whose name has this in it
+  --load TEXT           loads whose name has this in it; 'beside' (what slow operations of another guest cost) and 'queues of' only so
   --peer TEXT           peers whose name has this in it
   --own NAME=PROGRAM[ OPTION...]     this backend once more: another build, other options of serve; - is the usual build
   --socket NAME=PATH[,PATH]          a backend that runs already, with a disk of any kind behind each socket
@@ -45,7 +45,7 @@ impl Options {
             places: vec![Place { name: "tmpfs", direct: false }, Place { name: "file", direct: true }],
             folder: std::env::temp_dir(),
             pinned: vec![true, false],
-            loads: LOADS.to_vec(),
+            loads: LOADS.into_iter().filter(|load| !load.is_extra()).collect(),
             peers: vec![Peer::own(), Peer::polling()],
             with: Vec::new(),
             json: None,
@@ -75,7 +75,9 @@ impl Options {
             ("--folder", _) => self.folder = value.into(),
             ("--pin", "yes") => self.pinned = vec![true],
             ("--pin", "no") => self.pinned = vec![false],
-            ("--load", text) => self.loads.retain(|load| load.name.contains(text)),
+            ("--load", text) => {
+                self.loads = LOADS.into_iter().filter(|load| load.name.contains(text)).collect()
+            }
             ("--peer", _) => wanted.push(value),
             ("--own", text) => self.peers.insert(1, own(text)),
             ("--socket", text) => self.peers.push(running(text)),

@@ -61,7 +61,7 @@ impl Peer {
     /// Whether it is measured with such a load.
     pub fn takes(&self, load: &Load) -> bool {
         match self {
-            Self::Fio => load.guests == 1,
+            Self::Fio => load.guests == 1 && load.queues == 1,
             // With more requests under way there is hardly a pause to look around in.
             Self::Own { name, .. } => name != POLLING || load.depth == 1,
             Self::StorageDaemon { .. } | Self::Running { .. } => true,
@@ -77,12 +77,13 @@ impl Peer {
         }
     }
 
-    /// Starts it on `image` for `guests` guests that may all write, with its files in `folder`.
-    pub fn start(&self, image: &Path, place: Place, guests: usize, folder: &Path) -> Served {
+    /// Starts it on `image` for the guests of `load`, who may all write, with its files in `folder`.
+    pub fn start(&self, image: &Path, place: Place, load: &Load, folder: &Path) -> Served {
+        let guests = load.guests;
         let sockets: Vec<PathBuf> = (0..guests).map(|guest| folder.join(format!("{guest}.sock"))).collect();
         let mut command = match self {
             Self::Own { program, options, .. } => own(program, options, image, place, &sockets),
-            Self::StorageDaemon { aio } => storage_daemon(aio, image, place, &sockets),
+            Self::StorageDaemon { aio } => storage_daemon(aio, image, place, &sockets, load.queues),
             Self::Running { name, sockets } => {
                 assert!(sockets.len() >= guests, "{name} has too few sockets for {guests} guests");
                 let stream = UnixStream::connect(&sockets[0]).unwrap();
@@ -117,7 +118,7 @@ fn own(program: &Path, options: &[String], image: &Path, place: Place, sockets: 
     command
 }
 
-fn storage_daemon(aio: &str, image: &Path, place: Place, sockets: &[PathBuf]) -> Command {
+fn storage_daemon(aio: &str, image: &Path, place: Place, sockets: &[PathBuf], queues: u16) -> Command {
     let mut command = Command::new("qemu-storage-daemon");
     // Linux's own asynchronous IO is offered for direct IO alone.
     let direct = if place.direct || aio == "native" { "on" } else { "off" };
@@ -129,7 +130,7 @@ fn storage_daemon(aio: &str, image: &Path, place: Place, sockets: &[PathBuf]) ->
     for (guest, socket) in sockets.iter().enumerate() {
         let path = socket.display();
         command.arg("--export").arg(format!(
-            "vhost-user-blk,id=guest{guest},node-name=raw,addr.type=unix,addr.path={path},writable=on"
+            "vhost-user-blk,id=guest{guest},node-name=raw,addr.type=unix,addr.path={path},writable=on,num-queues={queues}"
         ));
     }
     command
@@ -168,6 +169,7 @@ pub fn fio(load: &Load, image: &Path, place: Place, seconds: f64) -> Figures {
         Shape::Random { read_percent: 100 } => "randread",
         Shape::Random { read_percent: 0 } => "randwrite",
         Shape::Random { .. } => "randrw",
+        Shape::Beside(_) => unreachable!("that takes two guests"),
         Shape::Sequential { read: true } => "read",
         Shape::Sequential { read: false } | Shape::Commit => "write",
     };
@@ -182,7 +184,7 @@ pub fn fio(load: &Load, image: &Path, place: Place, seconds: f64) -> Figures {
             command.args([format!("--rwmixread={read_percent}"), "--norandommap".into()])
         }
         Shape::Commit => command.arg("--fdatasync=1"),
-        Shape::Sequential { .. } => &mut command,
+        Shape::Sequential { .. } | Shape::Beside(_) => &mut command,
     };
     let output = command.output().unwrap();
     assert!(output.status.success(), "fio: {}", String::from_utf8_lossy(&output.stderr));
