@@ -110,6 +110,18 @@ thread_schedules() {
     grep -q '^test result: ok. [1-9]' "$scratch/schedules.log"
 }
 
+# Each target counts as one test.
+fuzz_targets() {
+    local status failures
+    echo "== fuzz targets"
+    TMPDIR=$scratch tests/fuzz.sh 30 2>&1 | tee "$scratch/fuzz.log"
+    status=$?
+    failures=$(grep -c '^fuzz .*: FAILED' "$scratch/fuzz.log")
+    passed=$((passed + $(grep -c '^fuzz .*: ok' "$scratch/fuzz.log")))
+    failed=$((failed + failures))
+    [ "$status" = 0 ] || [ "$failures" -gt 0 ] || failed=$((failed + 1))
+}
+
 nothing_left() {
     local files pid left=''
     files=$(find "$scratch/tmp" /dev/shm -mindepth 1 -maxdepth 1 \( -path "$scratch/*" -o -name "${scratch##*/}-*" \))
@@ -124,6 +136,7 @@ step "clippy" cargo clippy --workspace --all-targets --all-features -- -D warnin
 if step "build" build_programs && step "build the guest's program" build_guest_program; then
     step "tests" all_tests
     step "random thread schedules" thread_schedules
+    [ -z "${CI-}" ] || fuzz_targets # three minutes
     step "nothing is left behind" nothing_left
 fi
 

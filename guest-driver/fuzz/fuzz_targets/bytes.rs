@@ -1,4 +1,4 @@
-//! A disk of a few pages that repeat the input, and mended checksums.
+//! A disk that begins with the input, zeroes behind it.
 
 use receipt_store::device::{Device, DeviceResult};
 
@@ -12,10 +12,11 @@ impl Device for Bytes {
         self.size_bytes
     }
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
-        let start = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
-        for (at, byte) in buf.iter_mut().enumerate() {
-            *byte = start.checked_add(at).and_then(|at| self.bytes.get(at)).copied().unwrap_or(0);
-        }
+        let behind =
+            usize::try_from(offset_bytes).ok().and_then(|start| self.bytes.get(start..)).unwrap_or_default();
+        let len = behind.len().min(buf.len());
+        buf[..len].copy_from_slice(&behind[..len]);
+        buf[len..].fill(0);
         Ok(())
     }
     fn write(&self, _: u64, _: &[u8]) -> DeviceResult<()> {
@@ -24,14 +25,4 @@ impl Device for Bytes {
     fn flush(&self) -> DeviceResult<()> {
         Ok(())
     }
-}
-
-/// A slot of 4096 bytes from the input, with magic and checksum.
-pub fn slot(input: &[u8]) -> Vec<u8> {
-    let mut bytes = input.to_vec();
-    bytes.resize(4096, 0);
-    bytes[..4].copy_from_slice(b"RSPG");
-    let crc = crc32c::crc32c(&bytes[8..]);
-    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-    bytes
 }

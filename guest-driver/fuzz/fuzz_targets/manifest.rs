@@ -1,5 +1,6 @@
 //! Any line of a manifest, any path, any locator: a path that is accepted keeps the rules and stays itself.
 #![no_main]
+mod allocations;
 
 use libfuzzer_sys::fuzz_target;
 use receipt_store::{Locator, ReceiptPath};

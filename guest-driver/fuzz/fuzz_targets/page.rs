@@ -1,14 +1,15 @@
 //! Any page under right checksums: each kind is decoded or refused; entries that are handed out lie in data segments.
 #![no_main]
-mod bytes;
+mod allocations;
+mod slot;
 
-use bytes::slot;
 use libfuzzer_sys::fuzz_target;
 use receipt_store::control::{Head, Lease};
 use receipt_store::index::IndexPage;
 use receipt_store::layout::Geometry;
 use receipt_store::page::{PageId, PageKind, newest};
 use receipt_store::{Superblock, table};
+use slot::slot;
 
 fuzz_target!(|input: &[u8]| {
     let (one, two) = input.split_at(input.len() / 2);
@@ -30,7 +31,9 @@ fuzz_target!(|input: &[u8]| {
             PageKind::Table => (0..126).for_each(|position| drop(table::entry(&page, position))),
             _ => {
                 if let Ok(index) = IndexPage::decode(&page, page_no, &superblock.geometry) {
-                    assert!(index.entries.iter().all(|e| superblock.geometry.holds_record(e.block, e.blocks)));
+                    assert!(
+                        index.entries.iter().all(|e| superblock.geometry.holds_record(e.block, e.blocks))
+                    );
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! Any record under a right checksum: refused, or its header is what was read and its data lies inside.
 #![no_main]
+mod allocations;
 
 use libfuzzer_sys::fuzz_target;
 use receipt_store::record::Header;

@@ -1,5 +1,6 @@
 //! Any list and any descriptor: refused, or whole, and no larger in memory than on disk allows.
 #![no_main]
+mod allocations;
 
 use libfuzzer_sys::fuzz_target;
 use receipt_store::record::{Header, Kind};

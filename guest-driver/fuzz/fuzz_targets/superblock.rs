@@ -1,10 +1,13 @@
 //! Any superblock under a right checksum: opened or refused, and every address that comes of it lies on the disk.
 #![no_main]
+mod allocations;
 mod bytes;
+mod slot;
 
-use bytes::{Bytes, slot};
+use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use receipt_store::Superblock;
+use slot::slot;
 
 fuzz_target!(|input: &[u8]| {
     let mut page = slot(input);
@@ -21,7 +24,10 @@ fuzz_target!(|input: &[u8]| {
             }
         }
         for segment in [0, 1, 2, geometry.segment_count - 1] {
-            assert!((geometry.table_slot(segment).0 + 1) * 8192 <= geometry.segment_bytes, "table in segment 0");
+            assert!(
+                (geometry.table_slot(segment).0 + 1) * 8192 <= geometry.segment_bytes,
+                "table in segment 0"
+            );
         }
         let again = receipt_store::page::encode_slot(
             superblock.store_id(),
