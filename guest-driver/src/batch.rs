@@ -1,19 +1,35 @@
-//! A group commit while it is planned: the bytes of its records and where the log ends after them. Nothing is written here.
+//! A group commit while it is planned: its records and where the log ends after them; and the one place that writes records.
 
-use crate::device::AlignedBuf;
-use crate::layout::{BLOCK_BYTES_USIZE, Geometry};
+use crate::device::{AlignedBuf, BlockWrite, Device, DeviceResult};
+use crate::layout::{BLOCK_BYTES_USIZE, Geometry, WRITE_PIECE_BLOCKS, block_offset};
 use crate::log::Tail;
 use crate::record::{FLAG_BATCH_START, Header, Kind, record_blocks};
 use crate::summary::{Descriptor, encode_items};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Blocks that lie side by side on the device.
+/// A record that is not written yet.
 #[derive(Debug)]
-pub struct Extent {
-    /// First block.
-    pub block: u64,
-    /// Bytes.
-    pub buf: AlignedBuf,
+struct Planned<'a> {
+    block: u64,
+    blocks: usize,
+    header: Vec<u8>,
+    data: Cow<'a, [u8]>,
+}
+
+impl Planned<'_> {
+    fn end_block(&self) -> u64 {
+        self.block + self.blocks as u64
+    }
+
+    /// Lays the record out; padding is zeroes.
+    fn fill(&self, bytes: &mut [u8]) {
+        let (header, rest) = bytes.split_at_mut(self.header.len());
+        let (data, padding) = rest.split_at_mut(self.data.len());
+        header.copy_from_slice(&self.header);
+        data.copy_from_slice(&self.data);
+        padding.fill(0);
+    }
 }
 
 /// What the writer says about a record; the log says the rest.
@@ -24,7 +40,7 @@ pub struct Draft<'a> {
     /// Path or descriptor.
     pub meta: Vec<u8>,
     /// Data.
-    pub data: &'a [u8],
+    pub data: Cow<'a, [u8]>,
     /// Hash of the data.
     pub data_hash: [u8; 32],
     /// Retention class.
@@ -38,12 +54,12 @@ pub struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn list(kind: Kind, descriptor: &Descriptor, data: &'a [u8]) -> Self {
+    fn list(kind: Kind, descriptor: &Descriptor, data: Vec<u8>) -> Self {
         Self {
             kind,
             meta: descriptor.encode(),
-            data,
-            data_hash: *blake3::hash(data).as_bytes(),
+            data_hash: *blake3::hash(&data).as_bytes(),
+            data: Cow::Owned(data),
             class: 0,
             issued_day: 0,
             version: 0,
@@ -54,27 +70,26 @@ impl<'a> Draft<'a> {
 
 /// Records of one group commit.
 #[derive(Debug)]
-pub struct Batch {
+pub struct Batch<'a> {
     /// End of the log behind the batch.
     pub tail: Tail,
     /// Records in order, for the index and the table.
     pub headers: Vec<Header>,
-    /// Bytes to write.
-    pub extents: Vec<Extent>,
+    records: Vec<Planned<'a>>,
     by_seq: HashMap<u64, usize>,
     epoch: u32,
     recorded_at_ms: u64,
     store_seed: u32,
 }
 
-impl Batch {
+impl<'a> Batch<'a> {
     /// An empty batch behind `tail`; `store_seed` is [`crate::Superblock::record_seed`].
     #[must_use]
     pub fn new(tail: Tail, epoch: u32, recorded_at_ms: u64, store_seed: u32) -> Self {
         Self {
             tail,
             headers: Vec::new(),
-            extents: Vec::new(),
+            records: Vec::new(),
             by_seq: HashMap::new(),
             epoch,
             recorded_at_ms,
@@ -89,7 +104,7 @@ impl Batch {
     }
 
     /// Appends a record; the caller has made sure that it fits.
-    pub fn push(&mut self, draft: Draft<'_>, geometry: &Geometry) -> Header {
+    pub fn push(&mut self, draft: Draft<'a>, geometry: &Geometry) -> Header {
         let cursor = &self.tail.cursor;
         let blocks = record_blocks(draft.meta.len(), draft.data.len() as u64);
         let header = Header {
@@ -113,10 +128,9 @@ impl Batch {
         };
         assert!(geometry.holds_record(header.block, header.blocks), "a record never crosses a segment");
         let bytes = header.encode(self.store_seed);
-        let into = self.extend(header.block, header.blocks);
-        into[..bytes.len()].copy_from_slice(&bytes);
-        into[bytes.len()..bytes.len() + draft.data.len()].copy_from_slice(draft.data);
         self.tail.advance(&header, *blake3::hash(&bytes).as_bytes(), geometry);
+        let blocks = usize::try_from(blocks).unwrap_or_default();
+        self.records.push(Planned { block: header.block, blocks, header: bytes, data: draft.data });
         self.by_seq.insert(header.seq, self.headers.len());
         self.headers.push(header.clone());
         header
@@ -135,21 +149,47 @@ impl Batch {
     fn push_list(&mut self, kind: Kind, next: Option<(u64, u32)>, geometry: &Geometry) -> Header {
         let descriptor = Descriptor::of(&self.tail.pending, self.tail.summary_block, next);
         let data = encode_items(&self.tail.pending);
-        self.push(Draft::list(kind, &descriptor, &data), geometry)
+        self.push(Draft::list(kind, &descriptor, data), geometry)
     }
 
-    fn extend(&mut self, block: u64, blocks: u32) -> &mut [u8] {
-        let is_adjacent =
-            self.extents.last().is_some_and(|last| last.block + last.buf.block_count() as u64 == block);
-        if !is_adjacent {
-            self.extents.push(Extent { block, buf: AlignedBuf::default() });
-        }
-        let count = usize::try_from(blocks).unwrap_or_default();
-        let bytes = match self.extents.last_mut() {
-            Some(last) => last.buf.grow(count),
-            None => &mut [],
-        };
-        assert_eq!(bytes.len(), count * BLOCK_BYTES_USIZE, "the record has its blocks");
-        bytes
+    /// Blocks of all records.
+    #[must_use]
+    pub fn block_count(&self) -> usize {
+        self.records.iter().map(|record| record.blocks).sum()
     }
+
+    /// Writes all records: those that lie side by side in pieces, which the device may write at the same time; the first pieces are on their way
+    /// while the last ones are laid out in `buffer`.
+    ///
+    /// # Errors
+    /// A device error; which records are on the medium is unknown then.
+    pub fn write<D: Device>(&self, device: &D, buffer: &mut AlignedBuf) -> DeviceResult<()> {
+        let mut room = buffer.at_least(self.block_count());
+        let mut writes = pieces(&self.records).map(|piece| {
+            let blocks: usize = piece.iter().map(|record| record.blocks).sum();
+            let (bytes, rest) = std::mem::take(&mut room).split_at_mut(blocks * BLOCK_BYTES_USIZE);
+            room = rest;
+            let mut unfilled = &mut *bytes;
+            for record in piece {
+                let (own, behind) = unfilled.split_at_mut(record.blocks * BLOCK_BYTES_USIZE);
+                record.fill(own);
+                unfilled = behind;
+            }
+            assert!(unfilled.is_empty(), "every byte of the piece is of this batch");
+            let first_block = piece.first().map_or(0, |record| record.block);
+            BlockWrite { offset_bytes: block_offset(first_block), bytes }
+        });
+        device.write_many(&mut writes)
+    }
+}
+
+/// Runs of records side by side, of at most [`WRITE_PIECE_BLOCKS`] unless one record alone is longer.
+fn pieces<'r, 'a>(records: &'r [Planned<'a>]) -> impl Iterator<Item = &'r [Planned<'a>]> {
+    let mut blocks = 0;
+    records.chunk_by(move |record, next| {
+        blocks = if blocks == 0 { record.blocks } else { blocks };
+        let goes_on = record.end_block() == next.block && blocks + next.blocks <= WRITE_PIECE_BLOCKS;
+        blocks = if goes_on { blocks + next.blocks } else { 0 };
+        goes_on
+    })
 }

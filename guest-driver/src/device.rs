@@ -10,6 +10,24 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Result of one device operation.
 pub type DeviceResult<T> = std::result::Result<T, DeviceError>;
 
+/// A write of whole blocks, one of several that need no order among themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockWrite<'a> {
+    /// Where.
+    pub offset_bytes: u64,
+    /// What.
+    pub bytes: &'a [u8],
+}
+
+/// A read of whole blocks, one of several.
+#[derive(Debug)]
+pub struct BlockRead<'a> {
+    /// Where.
+    pub offset_bytes: u64,
+    /// Filled.
+    pub bytes: &'a mut [u8],
+}
+
 /// A disk of 4 KiB blocks with a volatile cache. Offsets and lengths are multiples of 4096 bytes.
 pub trait Device {
     /// Size in bytes.
@@ -26,6 +44,26 @@ pub trait Device {
     /// # Errors
     /// The device failed or ends before the last byte; what is on the medium is unknown then.
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()>;
+
+    /// Makes several writes that need no order among themselves, at the same time where the device can: they land in any order and may
+    /// interleave. Each is taken from `writes` only when there is room for it, so what it points to may be made at that moment.
+    ///
+    /// # Errors
+    /// One of them failed; which of the others are on the medium is unknown. None is under way any more.
+    fn write_many<'a>(&self, writes: &mut dyn Iterator<Item = BlockWrite<'a>>) -> DeviceResult<()> {
+        for write in writes {
+            self.write(write.offset_bytes, write.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Makes several reads, at the same time where the device can.
+    ///
+    /// # Errors
+    /// One of them failed. None is under way any more.
+    fn read_many(&self, reads: &mut [BlockRead<'_>]) -> DeviceResult<()> {
+        reads.iter_mut().try_for_each(|read| self.read(read.offset_bytes, read.bytes))
+    }
 
     /// Writes `len_bytes` zeroes at `offset_bytes`, as [`Device::write`] would.
     ///
@@ -73,6 +111,12 @@ impl<T: Device + ?Sized> Device for &T {
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
         (**self).write(offset_bytes, buf)
     }
+    fn write_many<'a>(&self, writes: &mut dyn Iterator<Item = BlockWrite<'a>>) -> DeviceResult<()> {
+        (**self).write_many(writes)
+    }
+    fn read_many(&self, reads: &mut [BlockRead<'_>]) -> DeviceResult<()> {
+        (**self).read_many(reads)
+    }
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
         (**self).write_zeroes(offset_bytes, len_bytes)
     }
@@ -90,6 +134,12 @@ impl<T: Device + ?Sized> Device for std::sync::Arc<T> {
     }
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
         (**self).write(offset_bytes, buf)
+    }
+    fn write_many<'a>(&self, writes: &mut dyn Iterator<Item = BlockWrite<'a>>) -> DeviceResult<()> {
+        (**self).write_many(writes)
+    }
+    fn read_many(&self, reads: &mut [BlockRead<'_>]) -> DeviceResult<()> {
+        (**self).read_many(reads)
     }
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
         (**self).write_zeroes(offset_bytes, len_bytes)
@@ -140,6 +190,14 @@ impl AlignedBuf {
         let start = self.blocks.len();
         self.blocks.resize(start.saturating_add(block_count), AlignedBlock([0; BLOCK_BYTES_USIZE]));
         self.blocks.get_mut(start..).unwrap_or_default().as_mut_bytes()
+    }
+
+    /// At least `block_count` blocks of any content, which keep their memory from one use to the next.
+    pub fn at_least(&mut self, block_count: usize) -> &mut [u8] {
+        if self.blocks.len() < block_count {
+            *self = Self::zeroed(block_count);
+        }
+        self.blocks.get_mut(..block_count).unwrap_or_default().as_mut_bytes()
     }
 
     /// Length in blocks.

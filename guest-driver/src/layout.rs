@@ -57,6 +57,11 @@ pub const WINDOW_RECORDS_MAX: usize = 4096;
 /// Pages that a writer keeps in memory.
 pub const CACHED_PAGES_MAX: usize = 4096;
 
+/// Records of a commit are written in pieces of at most so many blocks (512 KiB), a longer record alone. Small in tests, so that commits have
+/// several.
+pub const WRITE_PIECE_BLOCKS: usize = if cfg!(test) { 8 } else { 128 };
+/// Blocks of the buffer for records that a writer keeps: enough for every commit but that of one large receipt.
+pub const BUFFER_BLOCKS_KEPT: usize = 2560;
 /// Page number of the superblock.
 pub const PAGE_SUPERBLOCK: u64 = 0;
 /// Page number of the lease.

@@ -23,6 +23,7 @@
 //! # Ok::<(), receipt_store::Error>(())
 //! ```
 
+mod aio;
 pub mod apply;
 pub mod batch;
 pub mod chain;
@@ -31,6 +32,7 @@ pub mod device;
 pub mod discover;
 pub mod error;
 pub mod format;
+mod hash;
 pub mod index;
 pub mod layout;
 pub mod list;

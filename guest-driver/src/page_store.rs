@@ -3,12 +3,29 @@
 //! Invariants (the write rule): a page goes to the slot that does not hold its newest version, and at most once between two flushes;
 //! what is staged is not visible to anybody until [`PageStore::write_staged`].
 
-use crate::device::Device;
+use crate::device::{AlignedBuf, BlockRead, BlockWrite, Device};
 use crate::error::{Error, Result};
-use crate::layout::{BLOCK_BYTES, CACHED_PAGES_MAX, PAGE_TABLE, page_offset};
-use crate::page::{Page, PageId, PageKind, encode_slot, read_page};
+use crate::layout::{BLOCK_BYTES, BLOCK_BYTES_USIZE, CACHED_PAGES_MAX, PAGE_TABLE, page_offset};
+use crate::page::{Page, PageId, PageKind, encode_slot, newest, read_page};
 use crate::rules::Rule;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// A version of a page that is not written yet.
+struct NextSlot {
+    page_no: u64,
+    page: Page,
+    bytes: AlignedBuf,
+}
+
+impl NextSlot {
+    fn offset_bytes(&self) -> u64 {
+        page_offset(self.page_no) + u64::from(self.page.slot) * BLOCK_BYTES
+    }
+
+    fn write(&self) -> BlockWrite<'_> {
+        BlockWrite { offset_bytes: self.offset_bytes(), bytes: self.bytes.as_slice() }
+    }
+}
 
 /// Pages of one writer.
 #[derive(Debug)]
@@ -77,14 +94,40 @@ impl PageStore {
         Ok(page)
     }
 
-    /// Writes every staged page once, none flushed.
+    /// Reads those of the pages that are not cached, all at the same time. Only a hint: what cannot be read now, or has a torn slot, is left to
+    /// [`PageStore::load`], which says what is wrong.
+    pub fn prefetch<D: Device>(&mut self, device: &D, page_nos: impl Iterator<Item = u64>, kind: PageKind) {
+        let missing: BTreeSet<u64> = page_nos.filter(|page_no| !self.pages.contains_key(page_no)).collect();
+        if missing.len() < 2 {
+            return;
+        }
+        let mut buf = AlignedBuf::zeroed(2 * missing.len());
+        let places = missing.iter().zip(buf.as_mut_slice().chunks_exact_mut(2 * BLOCK_BYTES_USIZE));
+        let mut reads: Vec<BlockRead<'_>> =
+            places.map(|(page_no, bytes)| BlockRead { offset_bytes: page_offset(*page_no), bytes }).collect();
+        if device.read_many(&mut reads).is_err() {
+            return;
+        }
+        for (page_no, bytes) in missing.into_iter().zip(buf.as_slice().chunks_exact(2 * BLOCK_BYTES_USIZE)) {
+            let id = PageId { store_id: Some(self.store_id), page_no, kind };
+            if let ((page, _), 0) = newest(bytes, id) {
+                self.pages.insert(page_no, page);
+            }
+        }
+    }
+
+    /// Writes every staged page once, in any order, none flushed.
     ///
     /// # Errors
     /// A device error; which pages are written is unknown then.
     pub fn write_staged<D: Device>(&mut self, device: &D) -> Result<()> {
+        let mut slots = Vec::with_capacity(self.staged.len());
         for (page_no, (kind, page)) in std::mem::take(&mut self.staged) {
-            self.write(device, page_no, kind, page)?;
+            slots.push(self.next_slot(device, page_no, kind, page)?);
         }
+        // crash here: any of these slots may be torn; the other one of each page is durable and the change is in the replay window.
+        device.write_many(&mut slots.iter().map(NextSlot::write))?;
+        self.pages.extend(slots.into_iter().map(|slot| (slot.page_no, slot.page)));
         Ok(())
     }
 
@@ -93,6 +136,21 @@ impl PageStore {
     /// # Errors
     /// A device error.
     pub fn write<D: Device>(&mut self, device: &D, page_no: u64, kind: PageKind, page: Page) -> Result<()> {
+        let slot = self.next_slot(device, page_no, kind, page)?;
+        // crash here: this slot may be torn; the other one is durable and the page's change is in the replay window.
+        device.write(slot.offset_bytes(), slot.bytes.as_slice())?;
+        self.pages.insert(page_no, slot.page);
+        Ok(())
+    }
+
+    /// The next version of a page. From here on the page counts as written since the last flush.
+    fn next_slot<D: Device>(
+        &mut self,
+        device: &D,
+        page_no: u64,
+        kind: PageKind,
+        page: Page,
+    ) -> Result<NextSlot> {
         assert!(self.written_since_flush.insert(page_no), "page {page_no} written twice between two flushes");
         let id = PageId { store_id: Some(self.store_id), page_no, kind };
         let (version, slot) = match self.pages.get(&page_no) {
@@ -108,10 +166,7 @@ impl PageStore {
             ..page
         };
         let bytes = encode_slot(self.store_id, page_no, kind, &page);
-        // crash here: this slot may be torn; the other one is durable and the page's change is in the replay window.
-        device.write(page_offset(page_no) + u64::from(page.slot) * BLOCK_BYTES, bytes.as_slice())?;
-        self.pages.insert(page_no, page);
-        Ok(())
+        Ok(NextSlot { page_no, page, bytes })
     }
 
     /// Flushes the device, as `rule` demands: every page may be written again.

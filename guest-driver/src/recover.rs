@@ -5,7 +5,7 @@
 
 use crate::apply::Pages;
 use crate::control::{Control, Head, Lease};
-use crate::device::Device;
+use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
 use crate::index::IndexPage;
 use crate::layout::{BATCH_BYTES_MAX, BLOCK_BYTES, PAGE_HEAD, PAGE_LEASE, WINDOW_RECORDS_MAX};
@@ -72,6 +72,7 @@ impl<D: Device> Writer<D> {
             head_replay: control.head.replay.clone(),
             fixed_clock_ms: options.fixed_clock_ms,
             is_stopped: false,
+            buffer: AlignedBuf::default(),
         };
         Ok((writer, (!is_clean).then_some(control.head)))
     }

@@ -6,6 +6,7 @@
 
 use crate::device::Device;
 use crate::error::{DeviceError, Error, Result};
+use crate::hash::{DataHash, hash_all};
 use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
 use crate::path::ReceiptPath;
 use crate::writer::{Change, Put, Stored, Writer};
@@ -57,13 +58,17 @@ impl OwnedChange {
         Self::Put { path, data, is_new_version: false }
     }
 
+    fn data(&self) -> &[u8] {
+        match self {
+            Self::Put { data, .. } => data,
+            Self::Remove { .. } => &[],
+        }
+    }
+
     /// Bytes of data.
     #[must_use]
     pub fn data_len(&self) -> u64 {
-        match self {
-            Self::Put { data, .. } => data.len() as u64,
-            Self::Remove { .. } => 0,
-        }
+        self.data().len() as u64
     }
 
     /// The change, borrowed.
@@ -81,9 +86,17 @@ impl OwnedChange {
 /// Changes that are made together.
 pub type Group = Vec<OwnedChange>;
 
+/// Changes that wait for a commit. Their caller has hashed them, so that callers hash while a commit runs.
+#[derive(Debug)]
+struct Queued {
+    ticket: u64,
+    group: Group,
+    hashes: Vec<DataHash>,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<(u64, Group)>,
+    queue: VecDeque<Queued>,
     answers: HashMap<u64, Vec<Result<Stored>>>,
     next_ticket: u64,
     has_leader: bool,
@@ -167,13 +180,19 @@ impl<D: Device> SharedWriter<D> {
     pub fn change_groups(&self, groups: Vec<Group>) -> Vec<Vec<Result<Stored>>> {
         let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
         let stopped = |size: &usize| (0..*size).map(|_| Err(Error::WriterStopped)).collect();
+        let datas: Vec<&[u8]> = groups.iter().flatten().map(OwnedChange::data).collect();
+        let (hashes, ()) = hash_all(&datas, || ());
+        let mut hashes = hashes.into_iter();
         let mut state = lock(&self.state);
         if state.is_stopped {
             return sizes.iter().map(stopped).collect();
         }
         let first = state.next_ticket;
         state.next_ticket += groups.len() as u64;
-        state.queue.extend((first..).zip(groups));
+        state.queue.extend((first..).zip(groups).map(|(ticket, group)| {
+            let hashes = hashes.by_ref().take(group.len()).collect();
+            Queued { ticket, group, hashes }
+        }));
         let mut answers = Vec::new();
         for (ticket, size) in (first..).zip(&sizes) {
             loop {
@@ -206,10 +225,11 @@ impl<D: Device> SharedWriter<D> {
         }
         let batch = self.take_batch();
         let groups: Vec<Vec<Change<'_>>> =
-            batch.iter().map(|(_, group)| group.iter().map(OwnedChange::borrow).collect()).collect();
+            batch.iter().map(|queued| queued.group.iter().map(OwnedChange::borrow).collect()).collect();
         let groups: Vec<&[Change<'_>]> = groups.iter().map(Vec::as_slice).collect();
+        let hashes: Vec<DataHash> = batch.iter().flat_map(|queued| queued.hashes.iter().copied()).collect();
         let answers = match lock(&self.writer).as_mut() {
-            Some(writer) => writer.commit_groups(&groups),
+            Some(writer) => writer.commit_hashed(&groups, &hashes),
             None => Err(Error::WriterStopped),
         };
         self.commits.fetch_add(1, Ordering::Relaxed);
@@ -220,12 +240,12 @@ impl<D: Device> SharedWriter<D> {
         match answers {
             Ok(answers) => {
                 let mut answers = answers.into_iter();
-                for (ticket, group) in &batch {
+                for Queued { ticket, group, .. } in &batch {
                     state.answers.insert(*ticket, answers.by_ref().take(group.len()).collect());
                 }
             }
             Err(error) => {
-                for (ticket, group) in &batch {
+                for Queued { ticket, group, .. } in &batch {
                     state.answers.insert(*ticket, group.iter().map(|_| Err(copy_of(&error))).collect());
                 }
             }
@@ -234,11 +254,11 @@ impl<D: Device> SharedWriter<D> {
         lead.is_done = true;
     }
 
-    fn take_batch(&self) -> Vec<(u64, Group)> {
+    fn take_batch(&self) -> Vec<Queued> {
         let mut state = lock(&self.state);
         let mut batch = Vec::new();
         let (mut bytes, mut records) = (0, 0);
-        while let Some((_, group)) = state.queue.front() {
+        while let Some(Queued { group, .. }) = state.queue.front() {
             let len: u64 = group.iter().map(OwnedChange::data_len).sum();
             let is_full = bytes + len > self.limits.bytes || records + group.len() > self.limits.records;
             if !batch.is_empty() && is_full {

@@ -6,10 +6,11 @@
 use crate::apply::Pages;
 use crate::batch::{Batch, Draft};
 use crate::control::{Control, Head, Lease, LogPosition};
-use crate::device::Device;
+use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
+use crate::hash::{DataHash, hash_all};
 use crate::layout::{
-    BATCH_BYTES_MAX, BATCH_RECORDS_MAX, DATA_BYTES_MAX, PAGE_HEAD, PAGE_LEASE, block_offset,
+    BATCH_BYTES_MAX, BATCH_RECORDS_MAX, BUFFER_BLOCKS_KEPT, DATA_BYTES_MAX, PAGE_HEAD, PAGE_LEASE,
 };
 use crate::locator::Locator;
 use crate::log::{Tail, data_bytes_max, list_blocks, read_blocks, read_header};
@@ -21,6 +22,7 @@ use crate::rules::Rule;
 use crate::space::next_free;
 use crate::summary::ITEM_BYTES;
 use crate::superblock::Superblock;
+use std::borrow::Cow;
 
 /// One receipt to store.
 #[derive(Clone, Debug)]
@@ -54,10 +56,17 @@ pub enum Change<'a> {
 }
 
 impl Change<'_> {
-    fn data_len(&self) -> u64 {
+    fn data(&self) -> &[u8] {
         match self {
-            Self::Put(put) => put.data.len() as u64,
-            Self::Remove(_) => 0,
+            Self::Put(put) => put.data,
+            Self::Remove(_) => &[],
+        }
+    }
+
+    fn path(&self) -> &ReceiptPath {
+        match self {
+            Self::Put(put) => put.path,
+            Self::Remove(path) => path,
         }
     }
 }
@@ -98,6 +107,8 @@ pub struct Writer<D> {
     pub(crate) head_replay: LogPosition,
     pub(crate) fixed_clock_ms: Option<u64>,
     pub(crate) is_stopped: bool,
+    /// Where the records of a commit are laid out; kept from one to the next.
+    pub(crate) buffer: AlignedBuf,
 }
 
 impl<D: Device> Writer<D> {
@@ -165,32 +176,72 @@ impl<D: Device> Writer<D> {
     /// # Errors
     /// As [`Writer::commit_changes`].
     pub fn commit_groups(&mut self, groups: &[&[Change<'_>]]) -> Result<Vec<Result<Stored>>> {
+        let datas: Vec<&[u8]> = groups.iter().copied().flatten().map(Change::data).collect();
+        let (hashes, begun) = hash_all(&datas, || self.prepare(groups));
+        begun?;
+        self.plan_and_write(groups, &hashes)
+    }
+
+    /// As [`Writer::commit_groups`], with the hash of each change's data.
+    pub(crate) fn commit_hashed(
+        &mut self,
+        groups: &[&[Change<'_>]],
+        hashes: &[DataHash],
+    ) -> Result<Vec<Result<Stored>>> {
+        self.prepare(groups)?;
+        self.plan_and_write(groups, hashes)
+    }
+
+    /// Checks the limits and reads the index pages that the changes begin at into the cache, all at the same time.
+    fn prepare(&mut self, groups: &[&[Change<'_>]]) -> Result<()> {
         if self.is_stopped {
             return Err(Error::WriterStopped);
         }
         check_limits(groups)?;
         self.pages.shrink();
+        let superblock = &self.superblock;
+        let homes = groups.iter().copied().flatten().flat_map(|change| {
+            let bucket = superblock.path_hash(change.path().as_str().as_bytes()).bucket;
+            superblock
+                .geometry
+                .regions
+                .iter()
+                .map(move |region| superblock.geometry.home_page(region, bucket))
+        });
+        self.pages.prefetch(&self.device, homes, PageKind::Index);
+        Ok(())
+    }
+
+    fn plan_and_write(
+        &mut self,
+        groups: &[&[Change<'_>]],
+        hashes: &[DataHash],
+    ) -> Result<Vec<Result<Stored>>> {
         let mut batch =
             Batch::new(self.tail.clone(), self.lease.epoch, self.now_ms(), self.superblock.record_seed());
         let mut results = Vec::new();
+        let mut hashes_left = hashes;
         for group in groups {
             let mut is_refused = false;
-            if let Some((refused, error)) = self.conflict(&batch, group) {
+            let (hashes, behind) = hashes_left.split_at(group.len());
+            hashes_left = behind;
+            if let Some((refused, error)) = self.conflict(&batch, group, hashes) {
                 let mut error = Some(error);
                 let mut answer = |at| if at == refused { error.take() } else { None };
                 results.extend((0..group.len()).map(|at| Err(answer(at).unwrap_or(Error::NotReached))));
                 continue;
             }
-            for change in *group {
+            for (change, hash) in group.iter().zip(hashes) {
                 let result = match change {
                     _ if is_refused => Err(Error::NotReached),
-                    Change::Put(put) => self.plan(&mut batch, put),
+                    Change::Put(put) => self.plan(&mut batch, put, *hash),
                     Change::Remove(path) => self.plan_removal(&mut batch, path),
                 };
                 is_refused |= result.is_err();
                 results.push(result);
             }
         }
+        assert!(hashes_left.is_empty(), "a hash a change");
         if batch.headers.is_empty() {
             return Ok(results);
         }
@@ -201,29 +252,35 @@ impl<D: Device> Writer<D> {
     }
 
     /// The first change of a group of several that meets other data, or damage. One alone is held against what is stored when it is planned.
-    fn conflict(&mut self, batch: &Batch, group: &[Change<'_>]) -> Option<(usize, Error)> {
+    fn conflict(
+        &mut self,
+        batch: &Batch<'_>,
+        group: &[Change<'_>],
+        hashes: &[DataHash],
+    ) -> Option<(usize, Error)> {
         if group.len() < 2 {
             return None;
         }
-        group.iter().enumerate().find_map(|(at, change)| {
+        group.iter().zip(hashes).enumerate().find_map(|(at, (change, hash))| {
             let Change::Put(put) = change else { return None };
             let header = match self.newest_version(batch, put.path) {
                 Ok(header) => header?,
                 Err(error) => return Some((at, error)),
             };
-            let is_same = || header.data_hash == *blake3::hash(put.data).as_bytes();
-            let is_other = !put.is_new_version && !is_same();
+            let is_other = !put.is_new_version && header.data_hash != *hash;
             is_other.then(|| (at, Error::Exists { path: put.path.to_string(), seq: header.seq }))
         })
     }
 
     /// Steps 1 to 3; returning is step 4, the acknowledgement.
-    fn write_batch(&mut self, batch: Batch) -> Result<()> {
+    fn write_batch(&mut self, batch: Batch<'_>) -> Result<()> {
         self.check_lease()?;
         let start = self.tail.position();
-        for extent in &batch.extents {
-            // crash here: records may be torn or missing; none is acknowledged, recovery ends the log before the first bad one.
-            self.device.write(block_offset(extent.block), extent.buf.as_slice())?;
+        // crash here: records may be torn or missing, later ones there and earlier ones not; none is acknowledged, recovery ends the log before
+        // the first bad one.
+        batch.write(&self.device, &mut self.buffer)?;
+        if self.buffer.block_count() > BUFFER_BLOCKS_KEPT {
+            self.buffer = AlignedBuf::default();
         }
         // crash here: as above; after it the records are durable and recovery re-indexes them from the head.
         self.pages.flush(&self.device, Rule::CommitFlushes)?;
@@ -309,8 +366,7 @@ impl<D: Device> Writer<D> {
     }
 
     /// Plans one put: everything that can fail comes before the first change.
-    fn plan(&mut self, batch: &mut Batch, put: &Put<'_>) -> Result<Stored> {
-        let data_hash = *blake3::hash(put.data).as_bytes();
+    fn plan<'a>(&mut self, batch: &mut Batch<'a>, put: &Put<'a>, data_hash: DataHash) -> Result<Stored> {
         let previous = self.newest_version(batch, put.path)?;
         if let Some(header) = &previous {
             let is_same = header.data_hash == data_hash && header.data_len == put.data.len() as u64;
@@ -336,7 +392,7 @@ impl<D: Device> Writer<D> {
         let draft = Draft {
             kind: Kind::Put,
             meta: put.path.as_str().as_bytes().to_vec(),
-            data: put.data,
+            data: Cow::Borrowed(put.data),
             data_hash,
             class: 0,
             issued_day: put.issued_day.unwrap_or(today),
@@ -347,7 +403,7 @@ impl<D: Device> Writer<D> {
     }
 
     /// Whether the data of a record that is stored already, or in this batch, still has its hash.
-    fn is_readable(&self, batch: &Batch, header: &Header) -> Result<bool> {
+    fn is_readable(&self, batch: &Batch<'_>, header: &Header) -> Result<bool> {
         if batch.header(header.seq).is_some() || !Rule::StoredIsRead.holds() {
             return Ok(true);
         }
@@ -357,7 +413,7 @@ impl<D: Device> Writer<D> {
     }
 
     /// Plans one removal.
-    fn plan_removal(&mut self, batch: &mut Batch, path: &ReceiptPath) -> Result<Stored> {
+    fn plan_removal(&mut self, batch: &mut Batch<'_>, path: &ReceiptPath) -> Result<Stored> {
         let Some(previous) = self.newest_version(batch, path)? else {
             return Err(Error::NotFound { path: path.to_string() });
         };
@@ -367,7 +423,7 @@ impl<D: Device> Writer<D> {
         let draft = Draft {
             kind: Kind::Tombstone,
             meta: path.as_str().as_bytes().to_vec(),
-            data: &[],
+            data: Cow::Borrowed(&[]),
             data_hash: *blake3::hash(&[]).as_bytes(),
             class: previous.class,
             issued_day: 0,
@@ -378,7 +434,7 @@ impl<D: Device> Writer<D> {
     }
 
     /// Adds a record that fits to the batch and stages what it changes.
-    fn append(&mut self, batch: &mut Batch, path: &ReceiptPath, draft: Draft<'_>) -> Result<Stored> {
+    fn append<'a>(&mut self, batch: &mut Batch<'a>, path: &ReceiptPath, draft: Draft<'a>) -> Result<Stored> {
         let header = batch.push(draft, &self.superblock.geometry);
         self.pages().apply(&header)?;
         if batch.tail.is_summary_due(&self.superblock.geometry) {
@@ -388,7 +444,7 @@ impl<D: Device> Writer<D> {
     }
 
     /// The header of the newest version of a path, of this batch or on disk.
-    fn newest_version(&mut self, batch: &Batch, path: &ReceiptPath) -> Result<Option<Header>> {
+    fn newest_version(&mut self, batch: &Batch<'_>, path: &ReceiptPath) -> Result<Option<Header>> {
         let hash = self.superblock.path_hash(path.as_str().as_bytes());
         let found = self.pages().search(hash)?;
         for (_, entry) in found.entries {
@@ -408,7 +464,7 @@ impl<D: Device> Writer<D> {
     }
 
     /// Makes sure that the record fits with the Seal behind it; ends the segment where it does not.
-    fn make_room(&mut self, batch: &mut Batch, path: &ReceiptPath, data_len_bytes: u64) -> Result<()> {
+    fn make_room(&mut self, batch: &mut Batch<'_>, path: &ReceiptPath, data_len_bytes: u64) -> Result<()> {
         let geometry = self.superblock.geometry.clone();
         let path_len = path.as_str().len();
         let blocks = record_blocks(path_len, data_len_bytes);
@@ -449,7 +505,7 @@ fn batch_day(ms: u64) -> u64 {
 
 fn check_limits(groups: &[&[Change<'_>]]) -> Result<()> {
     let count = groups.iter().map(|group| group.len()).sum::<usize>();
-    let bytes: u64 = groups.iter().copied().flatten().map(Change::data_len).sum();
+    let bytes: u64 = groups.iter().copied().flatten().map(|change| change.data().len() as u64).sum();
     let bytes_max = if groups.len() > 1 { BATCH_BYTES_MAX } else { DATA_BYTES_MAX + BATCH_BYTES_MAX };
     // One change alone is held against the limit of its store, with an answer of its own.
     if count > BATCH_RECORDS_MAX || (count > 1 && bytes > bytes_max) {

@@ -1,6 +1,7 @@
 //! A simulated disk on which the real reader and writer run.
 //!
-//! The faults, as prose: a write lands sector by sector (512 bytes) in a volatile cache; a flush makes all of it durable. A host crash
+//! The faults, as prose: a write lands sector by sector (512 bytes) in a volatile cache, several that are made at the same time in any
+//! mixture; a flush makes all of it durable. A host crash
 //! keeps each write since the last flush whole, loses it whole, or tears it sector by sector, in any order. A guest crash
 //! stops the writer at any sector but keeps the cache. A stopped writer is fenced: nothing of it lands later. The disk remembers
 //! every state it was ever in, so a reader can be run after the fact at any speed through the past, sector by sector: readers leave no
@@ -18,6 +19,8 @@ mod field_tests;
 #[cfg(test)]
 mod lie_tests;
 #[cfg(test)]
+mod parallel_tests;
+#[cfg(test)]
 mod repair_tests;
 #[cfg(test)]
 mod review_tests;
@@ -30,7 +33,7 @@ mod store_tests;
 #[cfg(test)]
 mod world;
 
-use crate::device::{Device, DeviceResult, check_range};
+use crate::device::{BlockWrite, Device, DeviceResult, check_range};
 use crate::error::{DeviceError, DeviceOp};
 use crate::rules::Rule;
 use std::cell::{Cell, RefCell};
@@ -179,9 +182,60 @@ impl State {
         }
     }
 
+    /// The current write on its way; `None` where the disk only says that it has done it.
+    fn landing<'a>(&self, session: u64, write: BlockWrite<'a>) -> Option<Landing<'a>> {
+        let lie =
+            self.lie_at.filter(|(at, _)| session == self.session && at + 1 == self.op).map(|(_, lie)| lie);
+        let offset_bytes = match lie {
+            Some(Lie::Lose) => return None,
+            Some(Lie::Misdirect(elsewhere)) => elsewhere.min(self.size_bytes - write.bytes.len() as u64),
+            None => write.offset_bytes,
+        };
+        Some(Landing {
+            op: self.counts.writes,
+            next_sector: offset_bytes / SECTOR_BYTES as u64,
+            rest: write.bytes.chunks_exact(SECTOR_BYTES),
+        })
+    }
+
+    /// Lands writes that are under way at the same time, sector by sector, in an order that depends on the tick alone; at most `stop`
+    /// sectors of them.
+    fn land(&mut self, mut landings: Vec<Landing<'_>>, stop: Option<u64>) {
+        let mut rng = Rng(self.tick);
+        let mut left = stop.unwrap_or(u64::MAX);
+        while left > 0 && !landings.is_empty() {
+            let at = usize::try_from(rng.below(landings.len() as u64)).unwrap_or_default();
+            let landing = &mut landings[at];
+            let Some(bytes) = landing.rest.next() else {
+                landings.swap_remove(at);
+                continue;
+            };
+            let mut copy = [0; SECTOR_BYTES];
+            copy.copy_from_slice(bytes);
+            let (op, sector, copy) = (landing.op, landing.next_sector, Arc::new(copy));
+            landing.next_sector += 1;
+            self.set(sector, copy.clone());
+            self.pending.push((op, sector, copy));
+            left -= 1;
+        }
+    }
+
     /// Sectors of the current write that land before the writer stops.
     fn sectors_before_stop(&self) -> Option<u64> {
         self.stop_at.filter(|(at, _)| at + 1 == self.op).map(|(_, sectors)| sectors)
+    }
+}
+
+/// A write that the disk took, on its way into the cache.
+struct Landing<'a> {
+    op: u64,
+    next_sector: u64,
+    rest: std::slice::ChunksExact<'a, u8>,
+}
+
+impl Landing<'_> {
+    fn sectors(&self) -> u64 {
+        self.rest.len() as u64
     }
 }
 
@@ -381,37 +435,35 @@ impl Device for SimWriter {
         Ok(())
     }
 
-    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
+    fn write(&self, offset_bytes: u64, bytes: &[u8]) -> DeviceResult<()> {
+        self.write_many(&mut std::iter::once(BlockWrite { offset_bytes, bytes }))
+    }
+
+    fn write_many<'a>(&self, writes: &mut dyn Iterator<Item = BlockWrite<'a>>) -> DeviceResult<()> {
+        let writes: Vec<BlockWrite<'a>> = writes.collect();
         let mut state = self.sim.lock();
-        check_range(DeviceOp::Write, state.size_bytes, offset_bytes, buf.len())?;
-        let fail = |why| failed(DeviceOp::Write, offset_bytes, buf.len(), why);
-        state.begin(self.session, DeviceOp::Write).map_err(fail)?;
-        let op = state.counts.writes;
-        let is_current = self.session == state.session;
-        let stop = state.sectors_before_stop().filter(|_| is_current);
-        let lie = state.lie_at.filter(|(at, _)| is_current && at + 1 == state.op).map(|(_, lie)| lie);
-        let end = state.size_bytes.saturating_sub(buf.len() as u64);
-        let offset_bytes = match lie {
-            Some(Lie::Lose) => return Ok(()),
-            Some(Lie::Misdirect(elsewhere)) => elsewhere.min(end),
-            None => offset_bytes,
-        };
-        let sectors = offset_bytes / SECTOR_BYTES as u64..;
-        for (done, (sector, bytes)) in (0_u64..).zip(sectors.zip(buf.chunks_exact(SECTOR_BYTES))) {
-            if stop.is_some_and(|stop| done >= stop) {
+        let mut landings = Vec::new();
+        let mut stop = None;
+        let mut done = Ok(());
+        for write in writes {
+            let (len, before) = (write.bytes.len(), landings.iter().map(Landing::sectors).sum::<u64>());
+            let fail = |why| failed(DeviceOp::Write, write.offset_bytes, len, why);
+            check_range(DeviceOp::Write, state.size_bytes, write.offset_bytes, len)?;
+            match state.begin(self.session, DeviceOp::Write) {
+                Ok(()) => landings.extend(state.landing(self.session, write)),
+                Err(why) => done = done.and(Err(fail(why))), // the others land all the same
+            }
+            if self.session == state.session
+                && let Some(sectors) = state.sectors_before_stop()
+            {
+                stop = Some(before + sectors);
+                done = done.and(Err(fail("the writer stops here")));
                 break;
             }
-            let mut copy = [0; SECTOR_BYTES];
-            copy.copy_from_slice(bytes);
-            let copy = Arc::new(copy);
-            state.set(sector, copy.clone());
-            state.pending.push((op, sector, copy));
         }
-        if stop.is_some() {
-            state.session += 1;
-            return Err(fail("the writer stops here"));
-        }
-        Ok(())
+        state.land(landings, stop);
+        state.session += u64::from(stop.is_some());
+        done
     }
 
     fn flush(&self) -> DeviceResult<()> {

@@ -80,12 +80,14 @@ pub(super) fn one_group_commit_is_one_sequential_write_and_one_flush() {
     let mut writer = writer(&device);
     let before = sim.counts();
     let paths: Vec<ReceiptPath> = (0..8).map(|n| path(&format!("r/{n}"))).collect();
-    let puts: Vec<Put<'_>> = paths.iter().map(|p| Put::new(p, &[1; 20_000])).collect();
+    let puts: Vec<Put<'_>> = paths.iter().map(|p| Put::new(p, &[1; 3000])).collect();
     writer.commit(&puts).unwrap();
     let after = sim.counts();
     assert_eq!(after.flushes - before.flushes, 1);
     let writes = after.writes - before.writes;
-    assert!(writes <= 1 + 8 + 2, "records, a page each, table, head: {writes}");
+    assert!(writes <= 1 + 8 + 2, "records (one piece), a page each, table, head: {writes}");
+    let reads = after.reads - before.reads;
+    assert!(reads <= 8 + 2, "a page each, table, lease and head: {reads}");
 }
 
 #[test]
