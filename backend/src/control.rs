@@ -165,6 +165,7 @@ impl<'a> Control<'a> {
         let mut status = json!(self.fixed);
         status["poisoned"] = json!(self.shared.disk.is_poisoned());
         status["syncs"] = json!(self.shared.disk.syncs());
+        status["recovery"] = json!(self.shared.recovery.report());
         status["guests"] = json!(guests);
         status
     }

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use crate::error::StartError;
 use crate::limits::{LOCK_WAIT_SECONDS, SECTOR_BYTES};
-use crate::lock::{holder, lock_image, retry_interval};
+use crate::lock::{holder, lock_image, lock_reader, retry_interval};
 use crate::transfer::Alignment;
 
 /// Alignment that direct IO gets where the kernel does not tell what it needs.
@@ -80,6 +80,9 @@ impl Image {
             check_same_file(&reader, writer).map_err(failed)?;
         }
         lock_image(writer.as_ref().unwrap_or(&reader), path, writer.is_some())?;
+        if writer.is_some() {
+            lock_reader(&reader, path)?;
+        }
 
         let capacity_bytes = (&reader).seek(SeekFrom::End(0)).map_err(failed)?;
         let alignment = match cache {

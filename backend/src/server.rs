@@ -30,6 +30,7 @@ use crate::image::{CacheMode, Image};
 use crate::limits::{SERIAL_BYTES, STOP_DEADLINE_SECONDS};
 use crate::operator::{Configured, Operator, check_writers};
 use crate::record::Recorder;
+use crate::recovery::Recovery;
 use crate::role::ReadMode;
 use crate::sandbox::{self, Sandbox};
 use crate::session::Offer;
@@ -67,7 +68,9 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let engines = make_engines(config, &disk)?;
     let engine_name = engines.first().map_or("", Engine::name);
     let gate = Gate::new(config.guests.len(), config.unordered).map_err(system("cannot make an eventfd"))?;
-    let shared = Arc::new(Shared::new(disk, gate, config.guests.len()));
+    let names = config.guests.iter().map(|guest| guest.name.clone()).collect();
+    let recovery = Recovery::load(&config.state, names);
+    let shared = Arc::new(Shared::new(disk, gate, recovery, config.guests.len()));
 
     let operator = Operator::new(Arc::clone(&shared), configured, config.multi_writer, state_file, state);
     let operator = Arc::new(operator);
@@ -95,12 +98,14 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
         if let Some(listener) = &control_listener {
             scope.spawn(|| control.serve(listener, stop.as_fd(), scope));
         }
+        scope.spawn(|| shared.run_recovery());
         for guest in &guests {
             scope.spawn(|| guest.serve(&shared, stop.as_fd()));
         }
         let signal = signals.forever().next();
         log::info!("event=stopping signal={}", signal.unwrap_or(SIGTERM));
         start_stop_deadline();
+        shared.recovery.stop();
         guests.iter().for_each(|guest| guest.endpoint.close());
         control_listener.iter().for_each(Listener::close);
         // Nobody reads it: it stays readable for every thread.

@@ -28,7 +28,7 @@ impl Front {
         assert_ne!(front.features & feature::PROTOCOL_FEATURES, 0, "no protocol features");
         front.protocol_features = front.get(code::GET_PROTOCOL_FEATURES)?;
         let known = protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG | protocol::CONFIGURE_MEM_SLOTS;
-        let accepted = front.protocol_features & known;
+        let accepted = front.protocol_features & (known | protocol::INFLIGHT_SHMFD);
         front.wire.send(&Message::u64(code::SET_PROTOCOL_FEATURES, accepted), &[])?;
         front.wire.send(&Message::new(code::SET_OWNER, &[]), &[])?;
         Ok(front)
