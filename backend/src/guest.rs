@@ -82,7 +82,8 @@ impl Guest {
         }
         loop {
             let stopping = is_readable(stop);
-            if stopping && matches!(self.endpoint, Endpoint::Connect(_)) {
+            if stopping && (matches!(self.endpoint, Endpoint::Connect(_)) || self.endpoint.outlives_process())
+            {
                 return None;
             }
             match self.endpoint.next_stream() {

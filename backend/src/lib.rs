@@ -16,6 +16,7 @@
 //! order of their admission; a completed flush covers every write completed before it was asked for; a guest
 //! that may not write gets an error and changes nothing; a short or failed IO is never a success.
 
+mod activation;
 pub mod args;
 mod chain;
 mod config_space;
