@@ -151,6 +151,13 @@ fn broken_messages_are_refused() {
             name: "body on GET_QUEUE_NUM",
             act: |peer| peer.send(&Message::u64(code::GET_QUEUE_NUM, 0), &[]),
         },
+        Case {
+            name: "a channel that is no socket",
+            act: |peer| {
+                let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+                peer.send(&Message::new(code::SET_BACKEND_REQ_FD, &[]), &[event.as_fd()])
+            },
+        },
         Case { name: "8 surplus descriptors", act: |peer| surplus(peer, 8) },
         Case { name: "253 surplus descriptors", act: |peer| surplus(peer, 253) },
     ]);

@@ -19,6 +19,7 @@
 mod activation;
 pub mod args;
 mod chain;
+mod channel;
 mod config_space;
 mod control;
 mod crash;

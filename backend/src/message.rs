@@ -100,6 +100,7 @@ pub enum Message {
     SetVringEnable(VhostUserVringState),
     GetConfig(VhostUserConfig),
     SetConfig,
+    SetBackendReqFd(OwnedFd),
     GetInflightFd(Inflight),
     SetInflightFd(Inflight, OwnedFd),
 }
@@ -202,6 +203,7 @@ impl Message {
                 parts.inflight().map(Self::GetInflightFd)
             }
             FrontendReq::SET_INFLIGHT_FD => parts.set_inflight_fd(),
+            FrontendReq::SET_BACKEND_REQ_FD => parts.set_backend_req_fd(),
             _ => Err(MessageError::UnknownRequest(request)),
         }
     }
@@ -279,6 +281,16 @@ impl Parts<'_> {
                 Err(self.bad_fds())
             }
         }
+    }
+
+    fn set_backend_req_fd(mut self) -> Result<Message, MessageError> {
+        if !self.body.is_empty() {
+            return Err(self.bad_length());
+        }
+        if self.fds.len() != 1 {
+            return Err(self.bad_fds());
+        }
+        self.fds.pop().map(Message::SetBackendReqFd).ok_or_else(|| self.bad_fds())
     }
 
     fn vring_fd(mut self, make: impl FnOnce(VringFd) -> Message) -> Result<Message, MessageError> {

@@ -234,7 +234,6 @@ fn static_status(
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
         image: config.image.path.display().to_string(),
-        capacity_bytes: shared.disk.image().capacity_bytes,
         cache: match shared.disk.image().cache {
             CacheMode::Direct => "direct",
             CacheMode::Page => "page",
@@ -332,7 +331,7 @@ fn announce(config: &Config, shared: &Shared, sandbox: Sandbox) {
     log::info!(
         "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={} seccomp={} landlock={:?}",
         image.path.display(),
-        image.capacity_bytes,
+        image.capacity_bytes(),
         image.cache,
         image.logical_block_bytes(),
         config.guests.len(),

@@ -1,5 +1,6 @@
 //! What all guests share: the disk, the order of requests on it, and what is counted.
 
+use crate::channel::Channels;
 use crate::disk::Disk;
 use crate::gate::{Gate, Mailbox};
 use crate::recovery::Recovery;
@@ -16,6 +17,8 @@ pub struct Shared {
     pub syncer: Syncer,
     /// The order of requests, and the way workers tell each other.
     pub gate: Gate,
+    /// The way back to the guests' front ends.
+    pub channels: Channels,
     /// Who is waited for after a kill.
     pub recovery: Recovery,
     stats: Vec<GuestStats>,
@@ -26,7 +29,7 @@ impl Shared {
     #[must_use]
     pub fn new(disk: Disk, gate: Gate, recovery: Recovery, workers: usize) -> Self {
         let stats = (0..workers).map(|_| GuestStats::default()).collect();
-        Self { disk, syncer: Syncer::default(), gate, recovery, stats }
+        Self { disk, syncer: Syncer::default(), gate, channels: Channels::new(workers), recovery, stats }
     }
 
     /// Carries out slow operations until the syncer is stopped, and calls `keep_poison` before any guest

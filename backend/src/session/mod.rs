@@ -57,6 +57,8 @@ pub enum SessionError {
     Start { index: usize, error: io::Error },
     #[error("kick or call descriptor is not an eventfd")]
     NotAnEventfd,
+    #[error("the descriptor for messages to the front end is not a socket")]
+    NotASocket,
     #[error("descriptor cannot be used: {0}")]
     Descriptor(io::Error),
     #[error(transparent)]
@@ -102,6 +104,8 @@ pub struct Session {
     inflight: Option<Arc<Region>>,
     /// Rings that had requests in flight then and have not run since.
     unrecovered: Vec<usize>,
+    /// Size of the disk as the front end has read it, or was told to.
+    known_capacity_bytes: Option<u64>,
 }
 
 impl Session {
@@ -121,6 +125,7 @@ impl Session {
             rings,
             inflight: None,
             unrecovered: Vec::new(),
+            known_capacity_bytes: None,
         }
     }
 
@@ -170,6 +175,10 @@ impl Session {
             Message::SetVringKick(ring) => self.set_ring_kick(ring),
             Message::SetVringCall(ring) => self.set_ring_call(ring),
             Message::SetVringEnable(state) => self.enable_ring(state),
+            Message::SetBackendReqFd(fd) => {
+                let is_set = self.shared.channels.set(self.worker, Some(fd));
+                is_set.then_some(Reply::None).ok_or(SessionError::NotASocket)
+            }
             Message::GetConfig(config) => Ok(self.get_config(config.offset, config.size, config.flags)),
             Message::SetConfig => Err(SessionError::ConfigReadOnly),
             Message::GetInflightFd(wanted) => self.get_inflight_fd(wanted),
@@ -183,6 +192,7 @@ impl Session {
         let abandon = abandon && self.inflight.is_none();
         // The only error is that the worker has ended, and its rings with it.
         let _ = self.stop_rings(abandon);
+        let _ = self.shared.channels.set(self.worker, None);
     }
 
     fn set_features(&mut self, bits: u64) -> Result<Reply, SessionError> {
@@ -231,7 +241,8 @@ impl Session {
     }
 
     /// An empty answer says that the space has no such part.
-    fn get_config(&self, offset: u32, len: u32, flags: u32) -> Reply {
+    fn get_config(&mut self, offset: u32, len: u32, flags: u32) -> Reply {
+        self.known_capacity_bytes = Some(self.shared.disk.image().capacity_bytes());
         let space: [u8; CONFIG_SPACE_BYTES] = config_space(&self.shared.disk, self.offer.queues);
         let Some(part) = config_part(&space, offset, len) else {
             log::debug!("event=bad-get-config offset_bytes={offset} len_bytes={len}");
@@ -239,6 +250,15 @@ impl Session {
         };
         let head = [offset, len, flags];
         Reply::Body(head.iter().flat_map(|word| word.to_le_bytes()).chain(part.iter().copied()).collect())
+    }
+
+    /// A front end that comes back does not ask for the size again, although the disk may have grown meanwhile.
+    fn tell_new_capacity(&mut self) {
+        let capacity = Some(self.shared.disk.image().capacity_bytes());
+        if self.known_capacity_bytes != capacity {
+            self.known_capacity_bytes = capacity;
+            self.shared.channels.tell_config_change(self.worker);
+        }
     }
 
     fn mailbox(&self) -> &Mailbox {

@@ -186,6 +186,7 @@ impl Session {
             return Err(SessionError::Start { index: at, error });
         }
         self.rings[at].running = true;
+        self.tell_new_capacity();
         self.unrecovered.retain(|&ring| ring != at);
         if self.unrecovered.is_empty() {
             self.shared.recovery.note_back(self.worker);

@@ -44,7 +44,7 @@ impl Worker {
             ring.give_back(head, 0);
             return self.count(Counter::Errors, 1);
         }
-        let Some(request) = Request::parse(&mut self.chain, self.shared.disk.image().capacity_bytes) else {
+        let Some(request) = Request::parse(&mut self.chain, self.shared.disk.image().capacity_bytes()) else {
             log::debug!("guest={} event=no-status-byte queue={queue}", self.config.guest);
             ring.give_back(head, 0);
             return self.count(Counter::Errors, 1);

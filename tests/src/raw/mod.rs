@@ -68,6 +68,8 @@ pub mod protocol {
     pub const MQ: u64 = 1 << 0;
     /// Every message may ask for an acknowledgement.
     pub const REPLY_ACK: u64 = 1 << 3;
+    /// SET_BACKEND_REQ_FD.
+    pub const BACKEND_REQ: u64 = 1 << 5;
     /// GET_CONFIG and SET_CONFIG.
     pub const CONFIG: u64 = 1 << 9;
     /// GET_INFLIGHT_FD and SET_INFLIGHT_FD.
