@@ -4,6 +4,7 @@
 #   tests/bench.sh order      what the order of requests costs: in the table itself, and per request with and without it
 #   tests/bench.sh backend    this backend against qemu-storage-daemon and fio, or any vhost-user-blk socket; `backend --help` tells more
 #   tests/bench.sh store      put and get of receipts of 100 KiB against fio with the same bytes (needs 4 GiB of disk)
+#   tests/bench.sh life      gets and puts while expiry runs, against the same without (needs 1 GiB of disk)
 #   tests/bench.sh scale      get, and memory of writer and reader, from a thousand to a million receipts (needs 12 GiB of disk)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,6 +18,10 @@ bench_order() {
 bench_store() {
     command -v fio >/dev/null || apt-get install -y --no-install-recommends fio >/dev/null
     cargo bench --quiet -p receipt --bench store
+}
+
+bench_life() {
+    cargo bench --quiet -p receipt --bench life
 }
 
 bench_scale() {
@@ -37,5 +42,6 @@ case ${1-} in
     order) bench_order ;;
     store) bench_store ;;
     scale) bench_scale ;;
-    *) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    life) bench_life ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

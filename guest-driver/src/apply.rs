@@ -5,12 +5,14 @@
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::index::{ENTRIES_MAX, Entry, Found, IndexPage, find_room, search};
-use crate::layout::{Geometry, SPILL_HOPS_MAX};
+use crate::layout::{Geometry, PAGE_HOLDS_FIRST, PAGE_HOLDS_LAST, PAGE_POLICY, SPILL_HOPS_MAX};
 use crate::log::seal_link;
 use crate::page::PageKind;
 use crate::page_store::PageStore;
 use crate::path::PathHash;
-use crate::record::{Header, Kind};
+use crate::policy::{Hold, Policy, Retention, decode_holds, encode_holds};
+use crate::record::{FLAG_WAS_LIVE, Header, Kind};
+use crate::retire::Retired;
 use crate::rules::Rule;
 use crate::superblock::Superblock;
 use crate::table::{self, SegmentState, TableEntry};
@@ -123,10 +125,13 @@ impl<D: Device> Pages<'_, D> {
                 self.apply_entry(header, is_superseded)?;
                 self.apply_path_to_table(header)
             }
-            Kind::Tombstone => {
+            Kind::Tombstone | Kind::Erase => {
                 self.apply_removal(header)?;
                 self.apply_path_to_table(header)
             }
+            Kind::Hold => self.apply_hold(header),
+            Kind::Policy => self.apply_policy(header),
+            Kind::Retire => self.apply_retirement(header),
             Kind::Summary => Ok(()),
             Kind::Seal => self.apply_seal(header),
         }
@@ -200,7 +205,8 @@ impl<D: Device> Pages<'_, D> {
     fn apply_path_to_table(&mut self, header: &Header) -> Result<()> {
         let segment = self.geometry().segment_of(header.block);
         let mut changes: Vec<(u64, i64)> = vec![(segment, i64::from(header.kind == Kind::Put))];
-        if header.previous_version_seq != 0 {
+        let was_live = header.kind != Kind::Erase || header.flags & FLAG_WAS_LIVE != 0;
+        if header.previous_version_seq != 0 && was_live {
             changes.push((self.geometry().segment_of(header.previous_version_block), -1));
         }
         self.change_table(header.seq, &changes, |entry, delta, is_own| {
@@ -226,6 +232,64 @@ impl<D: Device> Pages<'_, D> {
             } else {
                 *entry =
                     TableEntry { generation, state: SegmentState::Open, first_seq, ..TableEntry::default() };
+            }
+        })
+    }
+
+    fn apply_policy(&mut self, header: &Header) -> Result<()> {
+        if Policy::decode(&header.meta).is_none() {
+            return Err(Error::Corrupt(format!("Policy at block {}: unknown mode", header.block)));
+        }
+        let page = self.store.stage(self.device, PAGE_POLICY, PageKind::Policy)?;
+        if table::applied_seq(page) < header.seq {
+            page.body.fill(0);
+            page.body[..header.meta.len()].copy_from_slice(&header.meta);
+            table::set_applied_seq(page, header.seq);
+        }
+        Ok(())
+    }
+
+    /// A hold replaces the one with the same prefix; its record names the page, so that replay finds it whatever the others hold.
+    fn apply_hold(&mut self, header: &Header) -> Result<()> {
+        let corrupt = |fact: &str| Error::Corrupt(format!("Hold at block {}: {fact}", header.block));
+        let (hold, raw, _) = Hold::decode(&header.meta).ok_or_else(|| corrupt("cut off"))?;
+        let page_no = u64::from(raw.page);
+        if !(PAGE_HOLDS_FIRST..=PAGE_HOLDS_LAST).contains(&page_no) {
+            return Err(corrupt("page out of bounds"));
+        }
+        let page = self.store.stage(self.device, page_no, PageKind::Hold)?;
+        if table::applied_seq(page) >= header.seq {
+            return Ok(());
+        }
+        let mut holds = decode_holds(page)?;
+        holds.retain(|other| other.prefix != hold.prefix);
+        if raw.is_release == 0 {
+            holds.push(hold);
+        }
+        if !encode_holds(&holds, page_no, page) {
+            return Err(corrupt("does not fit into its page"));
+        }
+        table::set_applied_seq(page, header.seq);
+        Ok(())
+    }
+
+    /// Policy and holds with all staged changes.
+    ///
+    /// # Errors
+    /// A device error or [`Error::Corrupt`].
+    pub fn retention(&mut self) -> Result<Retention> {
+        let superblock = self.superblock;
+        Retention::load(superblock, |page_no, kind| self.store.load(self.device, page_no, kind).cloned())
+    }
+
+    /// The segment is free from here on; its entries were removed before.
+    fn apply_retirement(&mut self, header: &Header) -> Result<()> {
+        let Some(retired) = Retired::of(header, self.geometry()) else {
+            return Err(Error::Corrupt(format!("Retire at block {}: out of bounds", header.block)));
+        };
+        self.change_table(header.seq, &[(retired.segment, ())], |entry, (), _| {
+            if entry.generation == retired.generation {
+                *entry = TableEntry { generation: retired.generation, ..TableEntry::default() };
             }
         })
     }

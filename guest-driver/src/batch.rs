@@ -51,19 +51,31 @@ pub struct Draft<'a> {
     pub version: u16,
     /// Block and sequence of the version before; zeroes = none.
     pub previous: (u64, u64),
+    /// Flags besides [`FLAG_BATCH_START`].
+    pub flags: u16,
+    /// When a copied receipt was recorded; `None` = now.
+    pub recorded_at_ms: Option<u64>,
 }
 
 impl<'a> Draft<'a> {
     fn list(kind: Kind, descriptor: &Descriptor, data: Vec<u8>) -> Self {
+        Self::statement(kind, descriptor.encode(), data)
+    }
+
+    /// A record without a path: what it says is its path field, under the checksum of the header.
+    #[must_use]
+    pub fn statement(kind: Kind, meta: Vec<u8>, data: Vec<u8>) -> Self {
         Self {
             kind,
-            meta: descriptor.encode(),
+            meta,
             data_hash: *blake3::hash(&data).as_bytes(),
             data: Cow::Owned(data),
             class: 0,
             issued_day: 0,
             version: 0,
             previous: (0, 0),
+            flags: 0,
+            recorded_at_ms: None,
         }
     }
 }
@@ -117,9 +129,9 @@ impl<'a> Batch<'a> {
             class: draft.class,
             meta: draft.meta,
             data_len: draft.data.len() as u64,
-            recorded_at_ms: self.recorded_at_ms,
+            recorded_at_ms: draft.recorded_at_ms.unwrap_or(self.recorded_at_ms),
             issued_day: draft.issued_day,
-            flags: if self.headers.is_empty() { FLAG_BATCH_START } else { 0 },
+            flags: draft.flags | if self.headers.is_empty() { FLAG_BATCH_START } else { 0 },
             version: draft.version,
             previous_version_block: draft.previous.0,
             previous_version_seq: draft.previous.1,

@@ -8,10 +8,12 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::WINDOW_RECORDS_MAX;
 use crate::list::{read_summary, used_segments};
-use crate::log::{Cursor, read_header};
+use crate::log::{Cursor, read_blocks, read_header};
 use crate::path::ReceiptPath;
 use crate::reader::{Reader, Stat};
 use crate::record::{Header, Kind};
+use crate::table::TableEntry;
+use crate::verify_life::{Gap, Life};
 use crate::{Superblock, hex};
 
 /// First word of a head note.
@@ -77,6 +79,8 @@ pub struct Follower {
     cursor: Cursor,
     /// Events before this sequence were seen.
     from_seq: u64,
+    /// Segments that were retired meanwhile.
+    retirements: u64,
 }
 
 impl Follower {
@@ -85,10 +89,75 @@ impl Follower {
     pub fn next_seq(&self) -> u64 {
         self.from_seq.max(self.cursor.seq + 1)
     }
+
+    /// How many segments were retired since the beginning: their receipts have gone without an event each.
+    #[must_use]
+    pub fn retirements(&self) -> u64 {
+        self.retirements
+    }
 }
 
 fn damaged(block: u64, fact: &str) -> Error {
     Error::Corrupt(format!("record at block {block}: {fact}"))
+}
+
+/// The next record; `None` when the log goes on behind segments that were retired. What they were is left to `life` to prove.
+fn advance<D: Device>(
+    reader: &Reader<D>,
+    superblock: &Superblock,
+    cursor: &mut Cursor,
+    life: &mut Life,
+) -> Result<Option<Header>> {
+    let at = cursor.clone();
+    match step(reader, superblock, cursor) {
+        Err(Error::Corrupt(_)) if reader.is_retired(superblock, at.block, at.seq + 1)? => {}
+        answer => {
+            let header = answer?;
+            if header.kind == Kind::Retire {
+                let buf = read_blocks(reader.device(), header.block, header.blocks)?;
+                let data =
+                    header.data(buf.as_slice()).map_err(|fault| damaged(header.block, &fault.to_string()))?;
+                life.prove(superblock, &header, data);
+            }
+            return Ok(Some(header));
+        }
+    }
+    let segments = used_segments(reader.device(), superblock)?;
+    let behind = segments.iter().filter(|(_, entry)| entry.first_seq > at.seq + 1);
+    let Some((segment, entry)) = behind.min_by_key(|(_, entry)| entry.first_seq) else {
+        return Err(damaged(at.block, "is missing, and nothing follows"));
+    };
+    *cursor = start_of(reader, superblock, *segment, entry)?;
+    life.gaps.push(Gap {
+        first_seq: at.seq + 1,
+        last_seq: cursor.seq,
+        prev_hash: Some(at.prev_hash),
+        last_hash: Some(cursor.prev_hash),
+        segment: *segment,
+    });
+    Ok(None)
+}
+
+/// The place before the first record of a segment.
+fn start_of<D: Device>(
+    reader: &Reader<D>,
+    superblock: &Superblock,
+    segment: u64,
+    entry: &TableEntry,
+) -> Result<Cursor> {
+    let block = superblock.geometry.first_block(segment);
+    let (header, _) = read_header(reader.device(), superblock, block)?
+        .map_err(|fault| damaged(block, &fault.to_string()))?;
+    if (header.generation, header.seq) != (entry.generation, entry.first_seq) {
+        return Err(damaged(block, "is of another time"));
+    }
+    Ok(Cursor {
+        seq: header.seq - 1,
+        block,
+        generation: header.generation,
+        prev_hash: header.prev_hash,
+        epoch: 0,
+    })
 }
 
 /// The next record; it must be there.
@@ -104,7 +173,7 @@ fn step<D: Device>(reader: &Reader<D>, superblock: &Superblock, cursor: &mut Cur
 }
 
 /// A place in the log at or before record `seq`, which is at most the head's replay position. The chain up to the place is not
-/// checked.
+/// checked. Behind it where everything up to `seq` was retired.
 fn place_before<D: Device>(
     reader: &Reader<D>,
     superblock: &Superblock,
@@ -115,7 +184,11 @@ fn place_before<D: Device>(
     let segments = used_segments(reader.device(), superblock)?;
     let newest = segments.iter().filter(|(_, entry)| entry.first_seq <= seq.max(1));
     let Some((segment, entry)) = newest.max_by_key(|(_, entry)| entry.first_seq) else {
-        return Err(Error::Corrupt(format!("no segment holds sequence {seq}")));
+        // What comes first was retired.
+        return match segments.iter().min_by_key(|(_, entry)| entry.first_seq) {
+            Some((segment, entry)) => start_of(reader, superblock, *segment, entry),
+            None => Err(Error::Corrupt(format!("no segment holds sequence {seq}"))),
+        };
     };
     let mut summary = if entry.seal_block != 0 {
         geometry.first_block(*segment) + u64::from(entry.seal_block)
@@ -160,7 +233,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error or [`Error::Corrupt`].
     pub fn note(&self) -> Result<Note> {
-        let superblock = &*self.superblock()?;
+        let superblock = &*self.superblock_now()?;
         let control = Control::read(self.device(), superblock)?;
         let mut cursor = Cursor::at(&control.head.replay, 0);
         for _ in 0..=WINDOW_RECORDS_MAX {
@@ -181,7 +254,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// [`Error::Corrupt`] says what does not fit; a device error.
     pub fn verify_from(&self, note: &Note, mut progress: impl FnMut(u64, u64)) -> Result<(u64, Note)> {
-        let superblock = &*self.superblock()?;
+        let superblock = &*self.superblock_now()?;
         if superblock.uuid != note.uuid {
             return Err(Error::Corrupt("the note is of another store".to_owned()));
         }
@@ -202,18 +275,38 @@ impl<D: Device> Reader<D> {
             };
         }
         let mut cursor = place_before(self, superblock, &control, note.seq)?;
+        let mut life = Life::default();
         while cursor.seq < note.seq {
-            step(self, superblock, &mut cursor)?;
+            advance(self, superblock, &mut cursor, &mut life)?;
         }
-        if cursor.prev_hash != note.hash {
+        if note.seq == 0 && cursor.seq > 0 && note.hash == superblock.genesis_hash() {
+            life.gaps.push(Gap {
+                first_seq: 1,
+                last_seq: cursor.seq,
+                prev_hash: Some(note.hash),
+                last_hash: Some(cursor.prev_hash),
+                segment: superblock.geometry.segment_of(cursor.block),
+            });
+        } else if cursor.seq != note.seq {
+            return Err(Error::Refused(format!(
+                "record {}, which the note has seen, was retired since: check from a younger note",
+                note.seq
+            )));
+        } else if cursor.prev_hash != note.hash {
             return Err(Error::Corrupt(format!(
                 "record {} is not the one that the note has seen: history was changed",
                 note.seq
             )));
         }
         while cursor.seq < head.seq {
-            step(self, superblock, &mut cursor)?;
+            advance(self, superblock, &mut cursor, &mut life)?;
             progress(cursor.seq - note.seq, head.seq - note.seq);
+        }
+        if let Some(gap) = life.gaps.iter().find(|gap| !life.bridges(gap)) {
+            return Err(Error::Corrupt(format!(
+                "records {} to {} are missing, and no Retire record says why",
+                gap.first_seq, gap.last_seq
+            )));
         }
         if cursor.prev_hash != head.hash {
             return Err(Error::Corrupt("the chain does not lead to the head".to_owned()));
@@ -226,7 +319,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error or [`Error::Corrupt`].
     pub fn follow(&self, from_seq: Option<u64>) -> Result<Follower> {
-        let superblock = &*self.superblock()?;
+        let superblock = &*self.superblock_now()?;
         let control = Control::read(self.device(), superblock)?;
         let replay = &control.head.replay;
         let from_seq = from_seq.unwrap_or(control.head.published_seq + 1);
@@ -235,7 +328,7 @@ impl<D: Device> Reader<D> {
         } else {
             Cursor::at(replay, 0)
         };
-        Ok(Follower { cursor, from_seq })
+        Ok(Follower { cursor, from_seq, retirements: 0 })
     }
 
     /// Calls `visit` with every change that was acknowledged since the last call, in order: one device read of lease and head, and
@@ -244,13 +337,33 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error, [`Error::Corrupt`], or what `visit` returns; the follower then stands before that record.
     pub fn poll(&self, follower: &mut Follower, mut visit: impl FnMut(Event) -> Result<()>) -> Result<()> {
-        let superblock = &*self.superblock()?;
+        let known = self.superblock()?;
+        match self.poll_in(&known, follower, &mut visit) {
+            // What lies beyond the store as it was known is no damage.
+            Err(Error::Corrupt(_)) if self.superblock_now()? != known => {
+                self.poll_in(&*self.superblock()?, follower, &mut visit)
+            }
+            answer => answer,
+        }
+    }
+
+    fn poll_in(
+        &self,
+        superblock: &Superblock,
+        follower: &mut Follower,
+        visit: &mut impl FnMut(Event) -> Result<()>,
+    ) -> Result<()> {
         let published_seq = Control::read(self.device(), superblock)?.head.published_seq;
         while follower.cursor.seq < published_seq {
             let mut cursor = follower.cursor.clone();
-            let header = step(self, superblock, &mut cursor)?;
-            if header.kind.has_path() && header.seq >= follower.from_seq {
-                let is_removal = header.kind == Kind::Tombstone;
+            let Some(header) = advance(self, superblock, &mut cursor, &mut Life::default())? else {
+                follower.cursor = cursor; // behind what was retired
+                follower.retirements += 1;
+                continue;
+            };
+            follower.retirements += u64::from(header.kind == Kind::Retire);
+            if header.changes_index() && header.seq >= follower.from_seq {
+                let is_removal = header.kind != Kind::Put;
                 let path = ReceiptPath::from_bytes(&header.meta)?;
                 visit(Event { stat: Stat { path, header }, is_removal })?;
             }

@@ -73,6 +73,15 @@ pub trait Device {
         write_zeroes_plainly(self, offset_bytes, len_bytes)
     }
 
+    /// Tells the disk that nothing needs these bytes any more: they may read as anything afterwards.
+    ///
+    /// # Errors
+    /// The disk cannot; nothing has changed then.
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        let _ = (offset_bytes, len_bytes);
+        Ok(())
+    }
+
     /// Makes every completed write durable.
     ///
     /// # Errors
@@ -120,6 +129,9 @@ impl<T: Device + ?Sized> Device for &T {
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
         (**self).write_zeroes(offset_bytes, len_bytes)
     }
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        (**self).discard(offset_bytes, len_bytes)
+    }
     fn flush(&self) -> DeviceResult<()> {
         (**self).flush()
     }
@@ -143,6 +155,9 @@ impl<T: Device + ?Sized> Device for std::sync::Arc<T> {
     }
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
         (**self).write_zeroes(offset_bytes, len_bytes)
+    }
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        (**self).discard(offset_bytes, len_bytes)
     }
     fn flush(&self) -> DeviceResult<()> {
         (**self).flush()

@@ -14,6 +14,8 @@ pub enum DeviceOp {
     Write,
     /// A flush of the volatile cache.
     Flush,
+    /// A discard of room that nothing uses.
+    Discard,
 }
 
 impl std::fmt::Display for DeviceOp {
@@ -22,6 +24,7 @@ impl std::fmt::Display for DeviceOp {
             Self::Read => "read",
             Self::Write => "write",
             Self::Flush => "flush",
+            Self::Discard => "discard",
         })
     }
 }
@@ -197,6 +200,34 @@ pub enum Error {
     /// The change was to follow another one, which was refused.
     #[error("not made, because the change before it was refused")]
     NotReached,
+    /// The term of the receipt is not over.
+    #[error("{path}: kept until {until} (class {class}){clock}")]
+    Kept {
+        /// The path.
+        path: String,
+        /// Retention class.
+        class: u8,
+        /// Last day, or "for ever".
+        until: String,
+        /// Why the clock does not count, or nothing.
+        clock: String,
+    },
+    /// A hold covers the receipt.
+    #[error("{path}: on hold by prefix {prefix:?} until {until}")]
+    Held {
+        /// The path.
+        path: String,
+        /// Prefix of the hold.
+        prefix: String,
+        /// Last day, or that it must be released.
+        until: String,
+    },
+    /// Something that the store must not do now; the text says what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// No hold page has room.
+    #[error("no room for another hold: release some, or hold a shorter prefix that covers several")]
+    HoldsFull,
     /// What the process that holds the writer answered.
     #[error("{text}")]
     Remote {
@@ -231,11 +262,15 @@ impl Error {
             Self::NotFound { .. } => 3,
             Self::Pending { .. } => 4,
             Self::CorruptReceipt { .. } | Self::Corrupt(_) | Self::CorruptLog { .. } => 5,
-            Self::NoSpace { .. } | Self::IndexFull { .. } => 6,
+            Self::NoSpace { .. } | Self::IndexFull { .. } | Self::HoldsFull => 6,
             Self::Busy { .. } | Self::ReadOnly { .. } | Self::Fenced { .. } => 7,
-            Self::NotEmpty { .. } | Self::Exists { .. } | Self::TooManyVersions { .. } | Self::NotReached => {
-                8
-            }
+            Self::NotEmpty { .. }
+            | Self::Exists { .. }
+            | Self::TooManyVersions { .. }
+            | Self::NotReached
+            | Self::Kept { .. }
+            | Self::Held { .. }
+            | Self::Refused(_) => 8,
         }
     }
 }

@@ -67,7 +67,15 @@ pub fn format_with_progress<D: Device>(
         (None, None) => u32::from_le_bytes(crate::random_bytes()?) >> 1,
     };
     let created_at_ms = options.fixed_clock_ms.unwrap_or_else(crate::clock_ms);
-    let superblock = Superblock { uuid, path_key, geometry, created_at_ms, is_read_only: false };
+    let superblock = Superblock {
+        uuid,
+        path_key,
+        geometry,
+        created_at_ms,
+        is_read_only: false,
+        has_life: false,
+        feature_compat: 0,
+    };
     let copy_page = superblock.geometry.superblock_copy_page();
     for page_no in superblock_pages(device.size_bytes()) {
         // crash here: no superblock, or one of an older store with all that it had; `format` runs again.

@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Entries of an index page.
 pub const ENTRIES_MAX: usize = SLOT_BODY_BYTES / size_of::<EntryRaw>();
+const _: () = assert!(ENTRIES_MAX as u64 == crate::layout::INDEX_PAGE_ENTRIES);
 const _: () = assert!(ENTRIES_MAX == 126 && size_of::<EntryRaw>() == 32);
 
 /// Bit of `aux[0]`: the page was full once, search on in the next one.

@@ -68,8 +68,18 @@ pub const PAGE_SUPERBLOCK: u64 = 0;
 pub const PAGE_LEASE: u64 = 1;
 /// Page number of the head.
 pub const PAGE_HEAD: u64 = 2;
+/// Page number of the retention policy.
+pub const PAGE_POLICY: u64 = 3;
+/// First page of holds.
+pub const PAGE_HOLDS_FIRST: u64 = 4;
+/// Last page of holds.
+pub const PAGE_HOLDS_LAST: u64 = 15;
 /// First page of the segment table.
 pub const PAGE_TABLE: u64 = 16;
+/// Growth adds index pages when the index is fuller than this.
+pub const INDEX_FULL_PERCENT: u64 = 60;
+/// Entries of an index page.
+pub const INDEX_PAGE_ENTRIES: u64 = 126;
 /// Segment table entries in a page.
 pub const TABLE_ENTRIES_PER_PAGE: u64 = 126;
 
@@ -180,6 +190,39 @@ impl Geometry {
             }
         }
         Ok(())
+    }
+
+    /// Segments of a store of this shape on a device of `size_bytes`.
+    #[must_use]
+    pub fn segments_of(&self, size_bytes: u64) -> u64 {
+        let most = (BLOCK_COUNT_MAX / self.blocks_per_segment()).min(self.table_capacity());
+        (size_bytes / self.segment_bytes).min(most)
+    }
+
+    /// The shape after growth to a device of `size_bytes`, with `entries` in the index: the last zone is filled, what follows holds records only,
+    /// unless the index is more than 60 % full or would be a smaller part of the store than half of what `format` gives it.
+    #[must_use]
+    pub fn grown(&self, size_bytes: u64, entries: u64) -> Self {
+        let mut grown = self.clone();
+        grown.segment_count = self.segments_of(size_bytes).max(self.segment_count);
+        let index_segments: u64 = self.regions.iter().map(|region| region.zones).sum();
+        let is_full = entries * 100
+            > index_segments * self.pages_per_segment() * INDEX_PAGE_ENTRIES * INDEX_FULL_PERCENT;
+        let is_small = index_segments * 2 * self.zone_segments < grown.segment_count;
+        let last_zone_end =
+            self.regions.last().map_or(1, |last| last.first_segment + last.zones * self.zone_segments);
+        let first_segment = last_zone_end.max(self.segment_count);
+        let room = grown.segment_count.saturating_sub(first_segment);
+        if (is_full || is_small) && room >= 2 && self.regions.len() < REGION_COUNT_MAX {
+            // A zone of an index segment alone would hold nothing.
+            let zones = if room % self.zone_segments == 1 {
+                room / self.zone_segments
+            } else {
+                room.div_ceil(self.zone_segments)
+            };
+            grown.regions.push(Region { first_segment, zones });
+        }
+        grown
     }
 
     /// Segments that the segment table can describe.

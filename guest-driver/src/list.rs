@@ -5,7 +5,7 @@
 use crate::control::{Control, Head};
 use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
-use crate::layout::{PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
+use crate::layout::{BLOCK_BYTES, INDEX_PAGE_ENTRIES, PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
 use crate::locator::Locator;
 use crate::log::{Tail, load_tail, read_blocks, read_header};
 use crate::page::{PageId, PageKind, read_page};
@@ -30,7 +30,7 @@ pub(crate) fn read_summary<D: Device>(
         return Err(corrupt("address out of bounds"));
     }
     let (header, _) = read_header(device, superblock, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
-    if header.kind.has_path() || !geometry.holds_record(block, header.blocks) {
+    if !header.kind.is_list() || !geometry.holds_record(block, header.blocks) {
         return Err(corrupt("no Summary"));
     }
     let descriptor = Descriptor::decode(&header).ok_or_else(|| corrupt("descriptor"))?;
@@ -112,7 +112,7 @@ fn walk<D: Device>(device: &D, superblock: &Superblock, from: u64, to: u64) -> R
         match read_header(device, superblock, block)? {
             Ok((header, _)) if header.seq > last_seq => {
                 block += u64::from(header.blocks);
-                if header.kind.has_path() {
+                if header.changes_index() {
                     headers.push(header);
                 }
             }
@@ -129,20 +129,26 @@ struct Newest<'a, F> {
     visit: F,
     /// Something that lists paths is damaged.
     is_damaged: bool,
+    /// Not only the newest receipts, but every one.
+    is_history: bool,
 }
 
 impl<F: FnMut(Locator) -> Result<()>> Newest<'_, F> {
     fn see(&mut self, item: Item, generation: u32) -> Result<()> {
-        if !item.path.starts_with(self.prefix) || self.replaced.contains(&item.path) {
+        let is_skipped = !self.is_history && self.replaced.contains(&item.path);
+        if !item.path.starts_with(self.prefix) || is_skipped {
             return Ok(());
         }
-        if item.kind == Kind::Tombstone {
+        if item.kind != Kind::Put && self.is_history {
+            return Ok(());
+        }
+        if item.kind != Kind::Put {
             self.replaced.insert(item.path); // whatever is older was removed
             return Ok(());
         }
         let path = ReceiptPath::from_bytes(&item.path)?;
         let Item { seq, block, blocks, .. } = item;
-        if item.is_replacement {
+        if item.is_replacement && !self.is_history {
             self.replaced.insert(item.path);
         }
         (self.visit)(Locator { path, block, blocks, generation, seq })
@@ -169,7 +175,7 @@ impl<D: Device> Reader<D> {
     pub fn list(&self, prefix: &str, visit: impl FnMut(Locator) -> Result<()>) -> Result<()> {
         match self.list_to_head(prefix, visit)? {
             Listed { is_complete: true, .. } => Ok(()),
-            _ => Err(Error::Corrupt("paths may be missing from the list: run `receipt verify`".to_owned())),
+            _ => Err(missing_paths()),
         }
     }
 
@@ -178,16 +184,31 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error, or what `visit` returns.
     pub fn list_to_head(&self, prefix: &str, visit: impl FnMut(Locator) -> Result<()>) -> Result<Listed> {
-        let superblock = &*self.superblock()?;
+        let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
+        let replaced = HashSet::new();
+        self.list_items(Newest { prefix, replaced, visit, is_damaged: false, is_history: false })
+    }
+
+    /// Calls `visit` with the block of every record that stored a receipt under `path`, whatever became of it. Costs as much as a list.
+    pub(crate) fn history(&self, path: &ReceiptPath, mut visit: impl FnMut(u64) -> Result<()>) -> Result<()> {
+        let prefix = path.as_str().as_bytes();
+        let visit = |locator: Locator| if locator.path == *path { visit(locator.block) } else { Ok(()) };
+        let replaced = HashSet::new();
+        match self.list_items(Newest { prefix, replaced, visit, is_damaged: false, is_history: true })? {
+            Listed { is_complete: true, .. } => Ok(()),
+            _ => Err(missing_paths()),
+        }
+    }
+
+    fn list_items<F: FnMut(Locator) -> Result<()>>(&self, mut newest: Newest<'_, F>) -> Result<Listed> {
+        let superblock = &*self.superblock_now()?;
         let device = self.device();
         let geometry = &superblock.geometry;
         let control = Control::read(device, superblock)?;
         let replay = &control.head.replay;
-        let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
-        let mut newest = Newest { prefix, replaced: HashSet::new(), visit, is_damaged: false };
         let (open, is_end_damaged) = open_end(device, superblock, &control.head, control.head_page.epoch)?;
         for header in open.iter().rev() {
-            if header.kind.has_path() {
+            if header.changes_index() {
                 newest.see(Item::of(header), header.generation)?;
             }
         }
@@ -248,14 +269,31 @@ impl<D: Device> Reader<D> {
         if let Some(error @ Error::Device(_)) = fault {
             return Err(error);
         }
-        newest.is_damaged = true;
         let geometry = &superblock.geometry;
-        let first = geometry.first_block(geometry.segment_of(block));
+        let segment = geometry.segment_of(block);
+        if self.table_entry(superblock, segment)?.state == SegmentState::Free {
+            return Ok(()); // retired since the table was read, and its receipts with it
+        }
+        newest.is_damaged = true;
+        let first = geometry.first_block(segment);
         for header in walk(self.device(), superblock, first, block)?.iter().rev() {
             newest.see(Item::of(header), header.generation)?;
         }
         Ok(())
     }
+}
+
+impl<D: Device> Reader<D> {
+    /// What the table says of a segment now: one device read.
+    pub(crate) fn table_entry(&self, superblock: &Superblock, segment: u64) -> Result<TableEntry> {
+        let (page_no, position) = superblock.geometry.table_slot(segment);
+        let id = PageId { store_id: Some(superblock.store_id()), page_no, kind: PageKind::Table };
+        table::entry(&read_page(self.device(), id)?.0, position)
+    }
+}
+
+fn missing_paths() -> Error {
+    Error::Corrupt("paths may be missing from the list: run `receipt verify`".to_owned())
 }
 
 /// How full a store is.
@@ -265,7 +303,21 @@ pub struct Usage {
     pub free_segments: u64,
     /// Receipts by the segment table; a hint after a crash.
     pub live: u64,
+    /// Segments that hold records.
+    pub used_segments: u64,
 }
+
+/// What the index says of the receipts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexFill {
+    /// Bytes of the records that the index names: exact in a small store, otherwise from a sample of the index pages.
+    pub live_bytes: u64,
+    /// How full the index is, in percent.
+    pub percent: u64,
+}
+
+/// Most index pages that [`Reader::index_fill`] reads.
+const SAMPLED_PAGES: u64 = 256;
 
 impl<D: Device> Reader<D> {
     /// Counts segments and receipts: one read a page of the segment table.
@@ -273,11 +325,39 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// A device error or [`Error::Corrupt`].
     pub fn usage(&self) -> Result<Usage> {
-        let superblock = &*self.superblock()?;
+        let superblock = &*self.superblock_now()?;
         let used = used_segments(self.device(), superblock)?;
         Ok(Usage {
             free_segments: superblock.geometry.data_segment_count().saturating_sub(used.len() as u64),
             live: used.iter().map(|(_, entry)| u64::from(entry.live)).sum(),
+            used_segments: used.len() as u64,
         })
+    }
+
+    /// Bytes of live records and fill of the index, from at most 256 index pages: paths are spread over them by their hash.
+    ///
+    /// # Errors
+    /// A device error or [`Error::Corrupt`].
+    pub fn index_fill(&self) -> Result<IndexFill> {
+        let superblock = &*self.superblock_now()?;
+        let geometry = &superblock.geometry;
+        let mut fill = IndexFill::default();
+        let (mut entries, mut capacity) = (0, 0);
+        for region in &geometry.regions {
+            let pages = region.zones * geometry.pages_per_segment();
+            let sampled = pages.min(SAMPLED_PAGES);
+            let (mut blocks, mut sampled_entries) = (0, 0);
+            for number in 0..sampled {
+                let page_no = geometry.home_page(region, number * pages / sampled);
+                let page = self.read_index_page(superblock, page_no)?.0;
+                blocks += page.entries.iter().map(|entry| u64::from(entry.blocks)).sum::<u64>();
+                sampled_entries += page.entries.len() as u64;
+            }
+            fill.live_bytes += blocks * BLOCK_BYTES * pages / sampled.max(1);
+            entries += sampled_entries * pages / sampled.max(1);
+            capacity += pages * INDEX_PAGE_ENTRIES;
+        }
+        fill.percent = entries * 100 / capacity.max(1);
+        Ok(fill)
     }
 }

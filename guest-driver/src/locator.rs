@@ -7,6 +7,7 @@ use crate::log::read_blocks;
 use crate::path::ReceiptPath;
 use crate::reader::Receipt;
 use crate::record::{Header, Kind};
+use crate::retire::is_all_zero;
 use crate::superblock::Superblock;
 
 /// `path@block.blocks.generation.seq`. It pins one version: that may be one that was since replaced.
@@ -77,6 +78,9 @@ impl Locator {
             && header.meta == self.path.as_str().as_bytes();
         if !is_same {
             return Ok(None);
+        }
+        if header.data(buf.as_slice()).is_err() && is_all_zero(&header, buf.as_slice()) {
+            return Ok(None); // erased: the index says whether something is stored under the path
         }
         Receipt::verified(self.path.clone(), header, buf).map(Some).map_err(|fault| Error::CorruptReceipt {
             path: self.path.to_string(),

@@ -154,18 +154,22 @@ impl Tail {
         }
     }
 
-    /// Notes a record with a path that the next Summary has to list.
-    pub fn note(&mut self, header: &Header) {
-        let item = Item::of(header);
-        self.pending_bytes += item.len_bytes();
+    /// Notes a record; the next Summary has to list it if it has a path.
+    pub fn pass(&mut self, header: &Header) {
         self.blocks_since_summary += u64::from(header.blocks);
-        self.pending.push(item);
+        if header.changes_index() {
+            let item = Item::of(header);
+            self.pending_bytes += item.len_bytes();
+            self.pending.push(item);
+        }
     }
 
     /// Moves behind `header`.
     pub fn advance(&mut self, header: &Header, hash: [u8; 32], geometry: &Geometry) {
         match header.kind {
-            Kind::Put | Kind::Tombstone => self.note(header),
+            Kind::Put | Kind::Tombstone | Kind::Erase | Kind::Hold | Kind::Policy | Kind::Retire => {
+                self.pass(header);
+            }
             Kind::Summary | Kind::Seal => {
                 self.pending.clear();
                 self.pending_bytes = 0;
@@ -243,8 +247,8 @@ pub fn load_tail<D: Device>(
             block += 1;
             continue;
         };
-        if header.kind.has_path() {
-            tail.note(&header);
+        if !header.kind.is_list() {
+            tail.pass(&header);
         } else if !is_at_summary {
             return Err(Error::Corrupt(format!("unexpected Summary at block {block}")));
         }

@@ -26,6 +26,10 @@ pub enum PageKind {
     Table,
     /// Index entries.
     Index,
+    /// Retention policy.
+    Policy,
+    /// Holds.
+    Hold,
 }
 
 impl PageKind {
@@ -38,6 +42,8 @@ impl PageKind {
             Self::Head => 3,
             Self::Table => 4,
             Self::Index => 5,
+            Self::Policy => 6,
+            Self::Hold => 7,
         }
     }
 }

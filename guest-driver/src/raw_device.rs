@@ -14,12 +14,14 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An open device.
 #[derive(Debug)]
 pub struct RawDevice {
     file: File,
-    size_bytes: u64,
+    /// As it was measured last: the device may have grown since.
+    size_bytes: AtomicU64,
     is_direct: bool,
     aio: Aio,
 }
@@ -73,7 +75,12 @@ impl RawDevice {
             Err(errno) => return Err(errno),
         };
         let size_bytes = rustix::fs::seek(&fd, rustix::fs::SeekFrom::End(0))?;
-        Ok(Self { file: File::from(fd), size_bytes, is_direct, aio: Aio::default() })
+        Ok(Self {
+            file: File::from(fd),
+            size_bytes: AtomicU64::new(size_bytes),
+            is_direct,
+            aio: Aio::default(),
+        })
     }
 
     /// Another handle of the same opening, with its locks.
@@ -84,7 +91,12 @@ impl RawDevice {
         let file = self.file.try_clone();
         let file =
             file.map_err(|source| Error::CannotOpen { name: "the device again".to_owned(), source })?;
-        Ok(Self { file, size_bytes: self.size_bytes, is_direct: self.is_direct, aio: Aio::default() })
+        Ok(Self {
+            file,
+            size_bytes: AtomicU64::new(self.measure()),
+            is_direct: self.is_direct,
+            aio: Aio::default(),
+        })
     }
 
     /// Whether the page cache is bypassed.
@@ -96,6 +108,20 @@ impl RawDevice {
     /// Begins transfers at the same time. With a page cache there is nothing to wait for.
     fn begin(&self, direction: Direction) -> Option<Flight<'_>> {
         if self.is_direct { self.aio.begin(&self.file, direction) } else { None }
+    }
+
+    fn measure(&self) -> u64 {
+        if let Ok(size_bytes) = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0)) {
+            self.size_bytes.store(size_bytes, Ordering::Relaxed);
+        }
+        self.size_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The size, measured again where the transfer would not fit.
+    fn size_for(&self, offset_bytes: u64, len_bytes: usize) -> u64 {
+        let known = self.size_bytes.load(Ordering::Relaxed);
+        let end = offset_bytes.saturating_add(len_bytes as u64);
+        if end <= known { known } else { self.measure() }
     }
 
     fn is_aligned(&self, buf: &[u8]) -> bool {
@@ -143,6 +169,9 @@ fn last_errno() -> Errno {
 /// `BLKROGET` of linux/fs.h, `_IO(0x12, 94)`.
 const BLKROGET: libc::Ioctl = 0x125e;
 
+/// `BLKDISCARD` of linux/fs.h, `_IO(0x12, 119)`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+
 /// Whether the kernel refuses writes to this block device. Opening a read-only virtio disk for writing succeeds.
 fn is_read_only(file: &File) -> bool {
     let mut flag: libc::c_int = 0;
@@ -164,12 +193,12 @@ fn failure(op: DeviceOp, unfinished: Unfinished, offset_bytes: u64, len_bytes: u
 
 impl Device for RawDevice {
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.measure()
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
         let len_bytes = buf.len();
-        check_range(DeviceOp::Read, self.size_bytes, offset_bytes, len_bytes)?;
+        check_range(DeviceOp::Read, self.size_for(offset_bytes, len_bytes), offset_bytes, len_bytes)?;
         let done = if self.is_aligned(buf) {
             self.file.read_exact_at(buf, offset_bytes)
         } else {
@@ -183,7 +212,7 @@ impl Device for RawDevice {
 
     fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
         let len_bytes = buf.len();
-        check_range(DeviceOp::Write, self.size_bytes, offset_bytes, len_bytes)?;
+        check_range(DeviceOp::Write, self.size_for(offset_bytes, len_bytes), offset_bytes, len_bytes)?;
         let done = if self.is_aligned(buf) {
             self.file.write_all_at(buf, offset_bytes)
         } else {
@@ -207,7 +236,12 @@ impl Device for RawDevice {
                 self.write(write.offset_bytes, write.bytes)?;
                 continue;
             }
-            check_range(DeviceOp::Write, self.size_bytes, write.offset_bytes, write.bytes.len())?;
+            check_range(
+                DeviceOp::Write,
+                self.size_for(write.offset_bytes, write.bytes.len()),
+                write.offset_bytes,
+                write.bytes.len(),
+            )?;
             sent.push(write);
             // SAFETY: the bytes are borrowed for 'a, which outlives the flight, and the kernel only reads them.
             unsafe { flight.push(write.offset_bytes, write.bytes.as_ptr().cast_mut(), write.bytes.len()) };
@@ -226,7 +260,12 @@ impl Device for RawDevice {
             return reads.iter_mut().try_for_each(|read| self.read(read.offset_bytes, read.bytes));
         };
         for read in reads.iter_mut() {
-            check_range(DeviceOp::Read, self.size_bytes, read.offset_bytes, read.bytes.len())?;
+            check_range(
+                DeviceOp::Read,
+                self.size_for(read.offset_bytes, read.bytes.len()),
+                read.offset_bytes,
+                read.bytes.len(),
+            )?;
             // SAFETY: the bytes are borrowed for longer than the flight lasts, and nothing here looks at them before it has landed.
             unsafe { flight.push(read.offset_bytes, read.bytes.as_mut_ptr(), read.bytes.len()) };
         }
@@ -239,7 +278,7 @@ impl Device for RawDevice {
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
-        let is_inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.size_bytes);
+        let is_inside = offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= self.measure());
         let zero =
             |how| rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset_bytes, len_bytes);
         // The first takes no room. Where the disk or the file system cannot, plain writes do, or say what is wrong.
@@ -248,6 +287,26 @@ impl Device for RawDevice {
             return Ok(());
         }
         write_zeroes_plainly(self, offset_bytes, len_bytes)
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        let failed = |errno: Errno| DeviceError {
+            op: DeviceOp::Discard,
+            offset_bytes,
+            len_bytes: usize::try_from(len_bytes).unwrap_or(usize::MAX),
+            source: errno.into(),
+        };
+        // A hole also reads as zeroes, so it comes first.
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched = rustix::fs::fallocate(&self.file, how, offset_bytes, len_bytes);
+        let is_block = self.file.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
+        if punched.is_ok() || !is_block {
+            return punched.map_err(failed);
+        }
+        let range = [offset_bytes, len_bytes];
+        // SAFETY: the descriptor is open, and the request reads two `u64` from a place of that size.
+        let answer = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, &raw const range) };
+        if answer == 0 { Ok(()) } else { Err(failed(last_errno())) }
     }
 
     fn flush(&self) -> DeviceResult<()> {

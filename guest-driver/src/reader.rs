@@ -12,9 +12,10 @@ use crate::locator::Locator;
 use crate::log::{read_blocks, read_header};
 use crate::page::{Page, PageId, PageKind, read_page};
 use crate::path::{PathHash, ReceiptPath};
-use crate::record::{Header, Kind, RecordFault};
+use crate::record::{FLAG_MOVED, Header, Kind, RecordFault};
 use crate::rules::Rule;
 use crate::superblock::Superblock;
+use crate::table::SegmentState;
 use crate::window::Window;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -114,6 +115,14 @@ impl<D: Device> Reader<D> {
         }
     }
 
+    /// The superblock as it is now: one device read.
+    ///
+    /// # Errors
+    /// As [`Superblock::read`].
+    pub fn superblock_now(&self) -> Result<Arc<Superblock>> {
+        self.read_superblock()
+    }
+
     fn known_superblock(&self) -> Option<Arc<Superblock>> {
         self.superblock.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -158,7 +167,11 @@ impl<D: Device> Reader<D> {
         if version == 0 || version > stat.header.version {
             return Err(Error::NotFound { path: format!("{path} version {version}") });
         }
+        let gone = || Error::NotFound { path: format!("{path} version {version} (it is gone)") };
         while stat.header.version > version {
+            if stat.header.flags & FLAG_MOVED != 0 {
+                return Err(gone()); // a receipt is copied only when its older versions are gone
+            }
             let (block, seq) = (stat.header.previous_version_block, stat.header.previous_version_seq);
             let corrupt = |fact: &str| Error::CorruptReceipt {
                 path: path.to_string(),
@@ -168,8 +181,12 @@ impl<D: Device> Reader<D> {
             if !superblock.geometry.holds_record(block, 1) {
                 return Err(corrupt("address out of bounds"));
             }
-            let (header, _) =
-                read_header(&self.device, superblock, block)?.map_err(|fault| corrupt(&fault.to_string()))?;
+            let parsed = read_header(&self.device, superblock, block)?;
+            let is_there = parsed.as_ref().is_ok_and(|(header, _)| header.seq == seq);
+            if !is_there && self.is_retired(superblock, block, seq)? {
+                return Err(gone());
+            }
+            let (header, _) = parsed.map_err(|fault| corrupt(&fault.to_string()))?;
             let is_older = header.version < stat.header.version;
             if header.seq != seq || header.meta != path.as_str().as_bytes() || !is_older {
                 return Err(corrupt("another record"));
@@ -177,10 +194,17 @@ impl<D: Device> Reader<D> {
             stat.header = header;
         }
         let locator = stat.locator();
-        locator.read(&self.device, &*self.superblock()?)?.ok_or_else(|| Error::CorruptReceipt {
+        let superblock = &*self.superblock()?;
+        locator.read(&self.device, superblock)?.ok_or_else(|| Error::CorruptReceipt {
             path: path.to_string(),
             fact: format!("version {version} changed while it was read"),
         })
+    }
+
+    /// Whether the segment of a block holds only records younger than `seq`, or none.
+    pub(crate) fn is_retired(&self, superblock: &Superblock, block: u64, seq: u64) -> Result<bool> {
+        let entry = self.table_entry(superblock, superblock.geometry.segment_of(block))?;
+        Ok(entry.state == SegmentState::Free || entry.first_seq > seq)
     }
 
     /// Reads by locator with one device read, and one for the superblock when cold; one that does not fit any more falls back to its

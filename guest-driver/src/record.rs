@@ -15,6 +15,12 @@ pub const RECORD_MAGIC: [u8; 4] = *b"RSRC";
 pub const HEADER_BYTES: usize = 144;
 /// Flag: the first record of a group commit. The one before it was flushed when this one was written.
 pub const FLAG_BATCH_START: u16 = 1;
+/// Flag of a Put: a copy of a receipt out of a segment that is about to be retired; the version before is the record that was copied.
+pub const FLAG_MOVED: u16 = 2;
+/// Flag of an Erase: the index named the version that it erases.
+pub const FLAG_WAS_LIVE: u16 = 4;
+/// Flag of a Tombstone: the term was over.
+pub const FLAG_EXPIRED: u16 = 8;
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,34 +29,69 @@ pub enum Kind {
     Put,
     /// The removal of a path: it has no data and names the version that it removes.
     Tombstone,
+    /// The erasure of a version that it names: its data is zeroed; the data of this record is the reason.
+    Erase,
+    /// The beginning or end of a hold.
+    Hold,
+    /// The terms of all classes from here on.
+    Policy,
     /// A list of the records since the last Summary.
     Summary,
     /// The Summary that ends a segment and links to the next.
     Seal,
+    /// The end of a segment: its records have gone, its room is free.
+    Retire,
 }
 
 impl Kind {
-    /// The number on disk. 3 to 5 are kept for erasures, holds and policies.
+    /// The number on disk.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
             Self::Put => 1,
             Self::Tombstone => 2,
+            Self::Erase => 3,
+            Self::Hold => 4,
+            Self::Policy => 5,
             Self::Summary => 6,
             Self::Seal => 7,
+            Self::Retire => 8,
         }
     }
 
     /// The kind of a number on disk.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Put, Self::Tombstone, Self::Summary, Self::Seal].into_iter().find(|k| k.number() == number)
+        [
+            Self::Put,
+            Self::Tombstone,
+            Self::Erase,
+            Self::Hold,
+            Self::Policy,
+            Self::Summary,
+            Self::Seal,
+            Self::Retire,
+        ]
+        .into_iter()
+        .find(|kind| kind.number() == number)
     }
 
-    /// Whether the record is about a path: Summaries list it.
+    /// Whether the record is about a path.
     #[must_use]
     pub fn has_path(self) -> bool {
-        matches!(self, Self::Put | Self::Tombstone)
+        matches!(self, Self::Put | Self::Tombstone | Self::Erase)
+    }
+
+    /// Whether the record is a list of records: Summary or Seal.
+    #[must_use]
+    pub fn is_list(self) -> bool {
+        matches!(self, Self::Summary | Self::Seal)
+    }
+
+    /// Whether programs of before retention misread the record: the store says so in its features.
+    #[must_use]
+    pub fn is_of_life(self) -> bool {
+        matches!(self, Self::Erase | Self::Hold | Self::Policy | Self::Retire)
     }
 }
 
@@ -116,7 +157,7 @@ pub struct Header {
     pub kind: Kind,
     /// Retention class.
     pub class: u8,
-    /// Path, or the descriptor of a Summary or Seal.
+    /// Path; the descriptor of a Summary or Seal; what a Hold, Policy or Retire says.
     pub meta: Vec<u8>,
     /// Bytes of data.
     pub data_len: u64,
@@ -126,7 +167,7 @@ pub struct Header {
     pub issued_day: u32,
     /// Flags.
     pub flags: u16,
-    /// Version of the path, from 1; 0 in Summaries and Seals.
+    /// Version of the path, from 1; 0 in records without a path.
     pub version: u16,
     /// Block of the version before, 0 = none.
     pub previous_version_block: u64,
@@ -159,6 +200,17 @@ pub enum RecordFault {
 }
 
 impl Header {
+    /// Whether the record changes what the index says of its path: Summaries list it. The erasure of a version that was replaced or removed before does
+    /// not.
+    #[must_use]
+    pub fn changes_index(&self) -> bool {
+        match self.kind {
+            Kind::Put | Kind::Tombstone => true,
+            Kind::Erase => self.flags & FLAG_WAS_LIVE != 0,
+            _ => false,
+        }
+    }
+
     /// Bytes of the header with its padded path.
     #[must_use]
     pub fn len_bytes(&self) -> usize {

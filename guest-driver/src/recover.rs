@@ -13,6 +13,7 @@ use crate::log::{Cursor, Tail, load_tail, read_blocks, read_header};
 use crate::page::{Page, PageKind};
 use crate::page_store::PageStore;
 use crate::record::{FLAG_BATCH_START, Header, Kind, RecordFault};
+use crate::retire::{carry_out_again, remove_entries_again};
 use crate::rules::Rule;
 use crate::superblock::Superblock;
 use crate::table::{self, SegmentState};
@@ -31,6 +32,7 @@ impl<D: Device> Writer<D> {
             writer.roll_forward(&head)?;
         }
         writer.check_open_segment()?;
+        writer.grow()?;
         Ok(writer)
     }
 
@@ -106,10 +108,12 @@ impl<D: Device> Writer<D> {
                 return Err(Error::Corrupt("the replay window does not end".to_owned()));
             }
         }
-        let last: HashMap<&[u8], u64> = window.iter().map(|h| (h.meta.as_slice(), h.seq)).collect();
+        let last: HashMap<&[u8], u64> =
+            window.iter().filter(|h| h.changes_index()).map(|h| (h.meta.as_slice(), h.seq)).collect();
         let window_puts = window.iter().filter(|header| header.kind == Kind::Put).count();
         let store = &mut self.pages;
         let mut pages = Pages { device: &self.device, superblock: &self.superblock, store, window_puts };
+        remove_entries_again(&mut pages, &window)?;
         for header in &window {
             let is_superseded = last.get(header.meta.as_slice()).is_some_and(|seq| *seq > header.seq);
             pages.apply_again(header, is_superseded)?;
@@ -119,6 +123,8 @@ impl<D: Device> Writer<D> {
         self.pages.write_staged(&self.device)?;
         // crash here: as above.
         self.pages.flush(&self.device, Rule::RecoveryFlushes)?;
+        // crash here: as above; what Erase and Retire records order is done again.
+        carry_out_again(&self.device, &self.superblock, &mut self.pages, &window)?;
         self.write_head(&self.tail.position())?;
         // crash here: either head is right.
         self.pages.flush(&self.device, Rule::RecoveryFlushes)?;
@@ -210,7 +216,7 @@ fn newest_seq(kind: PageKind, page: &Page, page_no: u64, superblock: &Superblock
             let index = IndexPage::decode(page, page_no, &superblock.geometry)?;
             index.entries.iter().map(|entry| entry.seq).max().unwrap_or_default()
         }
-        PageKind::Table => table::applied_seq(page),
+        PageKind::Table | PageKind::Policy | PageKind::Hold => table::applied_seq(page),
         _ => 0,
     })
 }

@@ -82,6 +82,40 @@ pub enum Rule {
     RepairFlushes,
     /// The table's count of live records is a hint only.
     LiveIsHint,
+    /// A receipt is not removed before its term is over.
+    TermKeeps,
+    /// A hold keeps receipts from being removed.
+    HoldKeeps,
+    /// A clock far behind the last confirmed day ends no term.
+    ClockIsConfirmed,
+    /// The features of the store say that there are records of retention before the first is written.
+    LifeFlagged,
+    /// Receipts leave room for what makes room.
+    RoomReserved,
+    /// An erasure zeroes the data.
+    EraseZeroes,
+    /// Recovery zeroes the data again.
+    EraseRepeats,
+    /// The data is durably zeroed before the erasure is acknowledged.
+    ErasureFlushed,
+    /// Zeroed data is whole only where an Erase record says so.
+    EraseIsProven,
+    /// The entries of a retired segment are durably gone before its room is discarded.
+    EntriesFlushed,
+    /// Recovery takes the entries of a retired segment out again.
+    RetireRepeats,
+    /// Recovery discards a retired segment only if nothing has opened it since.
+    OnlyFreeDiscarded,
+    /// Every record of a segment is looked at before it is retired.
+    RetireLooks,
+    /// A segment is retired only if it lies before the replay position.
+    RetireBeforeReplay,
+    /// A record that hides another one is not retired before that one.
+    RetireHidesNothing,
+    /// A check that finds records where the table says free reads the Retire records before it believes them.
+    RetireIsRead,
+    /// What Retire records in a retired segment say is said again.
+    RetireCarries,
 }
 
 #[cfg(any(test, feature = "sim"))]

@@ -43,6 +43,10 @@ pub enum OwnedChange {
         data: Vec<u8>,
         /// Other data under the same path becomes its next version instead of being refused.
         is_new_version: bool,
+        /// Retention class; `None` = that of the version before, or 0.
+        class: Option<u8>,
+        /// Days since 1970 when the receipt was issued; `None` = today.
+        issued_day: Option<u32>,
     },
     /// Removes a path.
     Remove {
@@ -55,7 +59,7 @@ impl OwnedChange {
     /// A receipt issued today whose path must be new.
     #[must_use]
     pub fn put(path: ReceiptPath, data: Vec<u8>) -> Self {
-        Self::Put { path, data, is_new_version: false }
+        Self::Put { path, data, is_new_version: false, class: None, issued_day: None }
     }
 
     fn data(&self) -> &[u8] {
@@ -75,9 +79,13 @@ impl OwnedChange {
     #[must_use]
     pub fn borrow(&self) -> Change<'_> {
         match self {
-            Self::Put { path, data, is_new_version } => {
-                Change::Put(Put { is_new_version: *is_new_version, ..Put::new(path, data) })
-            }
+            Self::Put { path, data, is_new_version, class, issued_day } => Change::Put(Put {
+                path,
+                data,
+                is_new_version: *is_new_version,
+                class: *class,
+                issued_day: *issued_day,
+            }),
             Self::Remove { path } => Change::Remove(path),
         }
     }
@@ -441,7 +449,9 @@ mod tests {
         let versions: Vec<OwnedChange> = puts(0, 20)
             .into_iter()
             .map(|change| match change {
-                OwnedChange::Put { path, data, .. } => OwnedChange::Put { path, data, is_new_version: true },
+                OwnedChange::Put { path, data, class, issued_day, .. } => {
+                    OwnedChange::Put { path, data, is_new_version: true, class, issued_day }
+                }
                 other => other,
             })
             .collect();

@@ -1,7 +1,8 @@
 //! The socket of the process that holds the writer: other commands of this machine make their changes through it, and share its
 //! group commits.
 
-use crate::{Error, RawDevice, Result, SharedWriter, scrub, wire};
+use crate::{Error, RawDevice, Reader, Result, SharedWriter, orders, scrub, wire};
+use serde_json::{Value, json};
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use std::time::Duration;
 const CONNECTIONS_MAX: usize = 64;
 /// Most bytes of data that are held for all connections (a single larger request waits until it is alone).
 const BYTES_MAX: u64 = 16 << 20;
+/// How often the size of the device is looked at.
+const GROWTH_POLL: Duration = Duration::from_secs(1);
 /// How long a started request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -66,12 +69,13 @@ impl Socket {
         Ok(Self { path: path.to_owned(), listener: Some(listen(path)?) })
     }
 
-    /// Makes the changes that are asked for through `shared`; `store` is the hexadecimal uuid of its store.
+    /// Makes the changes that are asked for through `shared`, carries out orders, and takes over what the device grows by; `store` is the hexadecimal uuid of its store.
     pub fn serve(&mut self, shared: Arc<SharedWriter<RawDevice>>, store: String) {
         let server = Server { shared, store, room: Room::default(), connections: Mutex::new(0) };
         let server: &'static Server = Box::leak(Box::new(server)); // it lives as long as the process
         if let Some(listener) = self.listener.take() {
             std::thread::spawn(move || accept(server, &listener));
+            std::thread::spawn(move || grow_with_device(server));
         }
     }
 }
@@ -127,6 +131,10 @@ fn converse(server: &Server, mut stream: UnixStream) -> Result<()> {
         stream.set_write_timeout(Some(REQUEST_TIMEOUT)).map_err(wire::broken)?;
         stream.read_exact(&mut len[1..]).map_err(wire::broken)?;
         let request = wire::read_json(&mut stream, len)?;
+        if !request["order"].is_null() {
+            obey(server, &request, &mut stream)?;
+            continue;
+        }
         if let Some(scrub) = request.get("scrub") {
             if request["store"] == server.store.as_str() {
                 scrub::serve(&server.shared, &mut stream, scrub)?;
@@ -148,6 +156,45 @@ fn converse(server: &Server, mut stream: UnixStream) -> Result<()> {
         let answers: Vec<_> = answers.iter().map(wire::answer).collect();
         wire::write_frame(&mut stream, &serde_json::json!({ "answers": answers }))?;
     }
+}
+
+/// Takes over what the device grows by.
+fn grow_with_device(server: &Server) {
+    loop {
+        std::thread::sleep(GROWTH_POLL);
+        let grown = server.shared.exclusively(|writer| {
+            if let Some(grown) = writer.grow()? {
+                eprintln!(
+                    "receipt: the store has {} segments now, {} more",
+                    grown.segment_count, grown.added
+                );
+            }
+            Ok(())
+        });
+        if grown.is_err() {
+            return; // the writer has stopped: whoever changes something next is told why
+        }
+    }
+}
+
+/// Carries out an order step by step; receipts are stored between the steps.
+fn obey(server: &Server, request: &Value, stream: &mut UnixStream) -> Result<()> {
+    let end = match carry_out(server, request, stream) {
+        Ok(()) => json!({ "done": true }),
+        Err(error) => wire::answer_error(&error),
+    };
+    wire::write_frame(stream, &end)
+}
+
+fn carry_out(server: &Server, request: &Value, stream: &mut UnixStream) -> Result<()> {
+    if request["store"] != server.store.as_str() {
+        return Err(other_store());
+    }
+    let device = server.shared.exclusively(|writer| writer.device().try_clone())?;
+    let reader = Reader::new(device, "the device");
+    let steps: crate::expire::WithWriter<'_, RawDevice> =
+        &mut |step| server.shared.exclusively(|writer| step(writer));
+    orders::perform(&request["order"], Some(steps), &reader, &mut |event| wire::write_frame(stream, &event))
 }
 
 fn other_store() -> Error {

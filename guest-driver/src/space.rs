@@ -7,15 +7,53 @@ use crate::log::read_header;
 use crate::rules::Rule;
 use crate::table::SegmentState;
 
-/// The next free segment behind `current` (and round the end of the device), with the generation it gets.
+/// Blocks that receipts leave in the last segment.
+const RESERVE_BLOCKS: u64 = 8;
+/// Blocks that removals leave in it.
+const RESERVE_BLOCKS_LAST: u64 = 4;
+/// A store with so many data segments leaves one of them free.
+const RESERVE_SEGMENT_FROM: u64 = 16;
+
+/// How much room a record leaves for those that make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserve {
+    /// Receipts: a full disk still takes removals.
+    Kept,
+    /// Removals: it still takes what frees segments.
+    Shared,
+    /// What frees segments.
+    Used,
+}
+
+impl Reserve {
+    /// Blocks to leave where there is no other segment.
+    #[must_use]
+    pub fn blocks(self) -> u64 {
+        match self {
+            Self::Kept if Rule::RoomReserved.holds() => RESERVE_BLOCKS,
+            Self::Shared if Rule::RoomReserved.holds() => RESERVE_BLOCKS_LAST,
+            _ => 0,
+        }
+    }
+
+    fn segments(self, data_segment_count: u64) -> u64 {
+        let has_reserve = data_segment_count >= RESERVE_SEGMENT_FROM && Rule::RoomReserved.holds();
+        u64::from(self == Self::Kept && has_reserve)
+    }
+}
+
+/// The next free segment behind `current` (and round the end of the device) by the table, with the generation it gets; `None` when every
+/// segment that `reserve` may take is in use.
 ///
 /// # Errors
-/// [`Error::NoSpace`] when every segment is in use; a device error or [`Error::Corrupt`].
-pub fn next_free<D: Device>(
+/// A device error or [`Error::Corrupt`].
+pub fn find_free<D: Device>(
     pages: &mut Pages<'_, D>,
     current: u64,
-    needed_blocks: u64,
-) -> Result<(u64, u32)> {
+    reserve: Reserve,
+) -> Result<Option<(u64, u32)>> {
+    let mut spare = reserve.segments(pages.superblock.geometry.data_segment_count());
+    let mut first = None;
     let count = pages.superblock.geometry.segment_count;
     for distance in 1..count {
         let segment = (current + distance) % count;
@@ -26,11 +64,30 @@ pub fn next_free<D: Device>(
         if entry.state == SegmentState::Free
             && let Some(generation) = entry.generation.checked_add(1)
         {
-            check_is_free(pages, segment, generation, current)?;
-            return Ok((segment, generation));
+            let next = *first.get_or_insert((segment, generation));
+            if spare == 0 {
+                return Ok(Some(next));
+            }
+            spare -= 1;
         }
     }
-    Err(Error::NoSpace { needed_blocks })
+    Ok(None)
+}
+
+/// As [`find_free`]; the segment was looked at.
+///
+/// # Errors
+/// [`Error::NoSpace`] when there is none; a device error or [`Error::Corrupt`].
+pub fn next_free<D: Device>(
+    pages: &mut Pages<'_, D>,
+    current: u64,
+    needed_blocks: u64,
+    reserve: Reserve,
+) -> Result<(u64, u32)> {
+    let (segment, generation) =
+        find_free(pages, current, reserve)?.ok_or(Error::NoSpace { needed_blocks })?;
+    check_is_free(pages, segment, generation, current)?;
+    Ok((segment, generation))
 }
 
 /// A page of the segment table that has lost what was written says free of segments in use. Then the first block of the segment holds a

@@ -71,7 +71,7 @@ pub struct Item {
     pub block: u64,
     /// Blocks.
     pub blocks: u32,
-    /// Put or Tombstone.
+    /// Put, Tombstone or Erase.
     pub kind: Kind,
     /// The record replaces an older version of its path.
     pub is_replacement: bool,

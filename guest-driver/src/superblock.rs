@@ -24,7 +24,9 @@ pub const FORMAT_MINOR: u16 = 0;
 /// BLAKE3 with 32 bytes.
 pub const HASH_BLAKE3: u16 = 1;
 /// Incompatible features that this program knows.
-pub const KNOWN_INCOMPAT: u32 = 0;
+pub const KNOWN_INCOMPAT: u32 = INCOMPAT_LIFE;
+/// There are, or were, records of kind Erase, Hold, Policy or Retire, or copies of receipts: a program that does not know them would misread the log.
+pub const INCOMPAT_LIFE: u32 = 1;
 /// Features unknown to a writer make the store read-only; these are known.
 pub const KNOWN_RO_COMPAT: u32 = 0;
 
@@ -92,6 +94,10 @@ pub struct Superblock {
     pub created_at_ms: u64,
     /// Unknown features forbid writing.
     pub is_read_only: bool,
+    /// Retention, erasure or retirement was used: [`INCOMPAT_LIFE`].
+    pub has_life: bool,
+    /// Features that may be ignored, kept when the superblock is written again.
+    pub feature_compat: u32,
 }
 
 impl Superblock {
@@ -105,6 +111,18 @@ impl Superblock {
     #[must_use]
     pub fn record_seed(&self) -> u32 {
         if Rule::RecordsBound.holds() { crc32c::crc32c(&self.uuid) } else { 0 }
+    }
+
+    /// Whether this is what `other` was to become when a crash came between the two superblocks: the copy is written first, and both are right.
+    #[must_use]
+    pub fn follows(&self, other: &Self) -> bool {
+        let (now, before) = (&self.geometry, &other.geometry);
+        let is_grown = now.segment_count >= before.segment_count && now.regions.starts_with(&before.regions);
+        let mut same = other.clone();
+        same.geometry.segment_count = now.segment_count;
+        same.geometry.regions = now.regions.clone();
+        same.has_life = self.has_life;
+        is_grown && self.has_life >= other.has_life && *self == same
     }
 
     /// Hash of a path in this store.
@@ -135,6 +153,8 @@ impl Superblock {
             magic: SUPERBLOCK_MAGIC,
             format_major: U16::new(FORMAT_MAJOR),
             format_minor: U16::new(FORMAT_MINOR),
+            feature_compat: U32::new(self.feature_compat),
+            feature_incompat: U32::new(if self.has_life { INCOMPAT_LIFE } else { 0 }),
             uuid: self.uuid,
             path_key: self.path_key,
             hash_alg: U16::new(HASH_BLAKE3),
@@ -193,7 +213,7 @@ impl Superblock {
         Ok((superblock.store_id() == store_id).then_some(superblock))
     }
 
-    fn decode(body: &[u8; SLOT_BODY_BYTES], size_bytes: u64) -> Result<Self> {
+    pub(crate) fn decode(body: &[u8; SLOT_BODY_BYTES], size_bytes: u64) -> Result<Self> {
         let corrupt = |text: String| Error::Corrupt(format!("superblock: {text}"));
         let (raw, _) = SuperblockRaw::ref_from_prefix(body).map_err(|_| corrupt("too short".to_owned()))?;
         if raw.magic != SUPERBLOCK_MAGIC {
@@ -227,6 +247,8 @@ impl Superblock {
             path_key: raw.path_key,
             geometry,
             created_at_ms: raw.created_at_ms.get(),
+            has_life: raw.feature_incompat.get() & INCOMPAT_LIFE != 0,
+            feature_compat: raw.feature_compat.get(),
             is_read_only: raw.feature_ro_compat.get() & !KNOWN_RO_COMPAT != 0,
         })
     }

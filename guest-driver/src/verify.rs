@@ -22,9 +22,11 @@ use crate::log::{Cursor, read_blocks, read_header, seal_link};
 use crate::path::{PathHash, ReceiptPath};
 use crate::reader::Reader;
 use crate::record::{Header, Kind, RecordFault};
+use crate::retire::is_all_zero;
 use crate::summary::Item;
 use crate::superblock::Superblock;
-use crate::table::TableEntry;
+use crate::table::{SegmentState, TableEntry};
+use crate::verify_life::{Gap, Life};
 use lists::Stretch;
 use std::collections::HashMap;
 use table::LogSegment;
@@ -75,6 +77,10 @@ struct Check<'a, D> {
     totals: Totals,
     /// What the index did not know when the walk came by; a later record of its path may have removed it.
     missing: HashMap<PathHash, Entry>,
+    /// What has gone, and what says so.
+    life: Life,
+    /// Findings in the segment that is being walked: it may be retired meanwhile.
+    pending: Vec<Finding>,
     plan: Plan,
     /// The segment table as it was read.
     table: Vec<TableEntry>,
@@ -83,6 +89,7 @@ struct Check<'a, D> {
 }
 
 /// Where a walk through the log stands.
+#[derive(Clone)]
 struct Walk {
     block: u64,
     seq: u64,
@@ -115,7 +122,7 @@ pub fn check<D: Device>(
     progress: &mut dyn FnMut(Step),
     report: &mut dyn FnMut(Finding) -> Result<()>,
 ) -> Result<(Totals, Plan)> {
-    let superblock = &*reader.superblock()?;
+    let superblock = &*reader.superblock_now()?;
     let control = Control::read(reader.device(), superblock)?;
     let mut check = Check {
         reader,
@@ -124,6 +131,8 @@ pub fn check<D: Device>(
         control,
         totals: Totals::default(),
         missing: HashMap::new(),
+        life: Life::default(),
+        pending: Vec::new(),
         plan: Plan::default(),
         table: Vec::new(),
         progress,
@@ -133,19 +142,31 @@ pub fn check<D: Device>(
     check.check_control()?;
     check.check_log()?;
     check.check_index()?;
+    check.report_pending()?;
     check.check_live();
     Ok((check.totals, check.plan))
 }
 
 impl<D: Device> Check<'_, D> {
     fn found(&mut self, path: Option<&[u8]>, place: &str, fact: &str) -> Result<()> {
-        self.totals.findings += 1;
         let path = path.map(|path| String::from_utf8_lossy(path).into_owned());
-        (self.report)(Finding { path, place: place.to_owned(), fact: fact.to_owned() })
+        self.pending.push(Finding { path, place: place.to_owned(), fact: fact.to_owned() });
+        Ok(())
+    }
+
+    fn report_pending(&mut self) -> Result<()> {
+        for finding in std::mem::take(&mut self.pending) {
+            self.totals.findings += 1;
+            (self.report)(finding)?;
+        }
+        Ok(())
     }
 
     fn check_log(&mut self) -> Result<()> {
         let segments = self.segments()?;
+        if self.superblock.has_life && segments.iter().any(|segment| !segment.is_in_table) {
+            self.collect_retirements()?;
+        }
         let open = self.superblock.geometry.segment_of(self.control.head.replay.block);
         let open_first_seq =
             segments.iter().find(|segment| segment.number == open).map_or(0, |s| s.first_seq);
@@ -159,7 +180,14 @@ impl<D: Device> Check<'_, D> {
             if !segment.is_in_table && !self.is_next(&segment, &walk, open_first_seq)? {
                 continue; // what was written there before it was freed
             }
-            if segment.first_seq != walk.seq + 1 {
+            self.report_pending()?;
+            if self.is_gone(&segment)? {
+                continue; // retired since the table was read: a gap like others
+            }
+            let before = walk.clone();
+            if segment.first_seq > walk.seq + 1 {
+                self.note_gap(&segment, &mut walk)?;
+            } else if segment.first_seq != walk.seq + 1 {
                 let fact = format!("begins with sequence {}, expected {}", segment.first_seq, walk.seq + 1);
                 self.found(None, &format!("segment {}", segment.number), &fact)?;
                 self.plan.unknown_seq = segment.first_seq.saturating_sub(1);
@@ -169,6 +197,12 @@ impl<D: Device> Check<'_, D> {
             walk.block = self.superblock.geometry.first_block(segment.number);
             walk.stretch = Stretch::default();
             self.check_segment(&segment, &mut walk)?;
+            if !self.pending.is_empty() && self.is_gone(&segment)? {
+                self.pending.clear();
+                self.life.gaps.retain(|gap| gap.segment != segment.number);
+                self.plan.segments.remove(&segment.number);
+                walk = before;
+            }
         }
         if walk.seq < self.end_seq {
             let fact = format!("ends at sequence {}, published is {}", walk.seq, self.end_seq);
@@ -184,16 +218,63 @@ impl<D: Device> Check<'_, D> {
         self.report_missing(&walk)
     }
 
-    /// What the index does not know and nothing has removed, also not since the check began.
-    fn report_missing(&mut self, walk: &Walk) -> Result<()> {
+    /// Whether a segment that the table knew was retired since.
+    fn is_gone(&self, segment: &LogSegment) -> Result<bool> {
+        if !segment.is_in_table || !self.superblock.has_life {
+            return Ok(false);
+        }
+        let now = self.reader.table_entry(self.superblock, segment.number)?;
+        Ok(now.generation != segment.entry.generation || now.state == SegmentState::Free)
+    }
+
+    fn note_gap(&mut self, segment: &LogSegment, walk: &mut Walk) -> Result<()> {
+        let first_block = self.superblock.geometry.first_block(segment.number);
+        let next = read_header(self.reader.device(), self.superblock, first_block)?.ok();
+        self.life.gaps.push(Gap {
+            first_seq: walk.seq + 1,
+            last_seq: segment.first_seq - 1,
+            prev_hash: walk.prev_hash,
+            last_hash: next.map(|(header, _)| header.prev_hash),
+            segment: segment.number,
+        });
+        walk.seq = segment.first_seq - 1;
+        walk.prev_hash = None;
+        Ok(())
+    }
+
+    /// What has gone without a record that says so.
+    fn report_unproven(&mut self) -> Result<()> {
+        for gap in std::mem::take(&mut self.life.gaps) {
+            if !self.life.bridges(&gap) {
+                self.plan.unknown_seq = self.plan.unknown_seq.max(gap.last_seq);
+                let fact = format!("begins with sequence {}, expected {}", gap.last_seq + 1, gap.first_seq);
+                self.found(None, &format!("segment {}", gap.segment), &fact)?;
+            }
+        }
+        let mut zeroed: Vec<_> = std::mem::take(&mut self.life.zeroed).into_iter().collect();
+        zeroed.sort_by_key(|(seq, _)| *seq);
+        for (_, (path, place)) in zeroed {
+            self.found(Some(&path), &place, "its data is zero, and no Erase record says why")?;
+        }
+        Ok(())
+    }
+
+    /// Follows the log behind what was checked as long as something is not explained.
+    fn follow_on(&mut self, walk: &Walk) -> Result<()> {
         let geometry = &self.superblock.geometry;
-        if let (false, Some(last), Some(hash)) = (self.missing.is_empty(), &walk.last, walk.prev_hash) {
+        if let (Some(last), Some(hash)) = (&walk.last, walk.prev_hash) {
             let mut cursor = Cursor::behind(last, hash, geometry);
-            while !self.missing.is_empty() && geometry.holds_record(cursor.block, 1) {
+            while (!self.missing.is_empty() || self.life.is_open()) && geometry.holds_record(cursor.block, 1)
+            {
                 match read_header(self.reader.device(), self.superblock, cursor.block)? {
                     Ok((header, hash)) if cursor.accepts(&header, geometry) => {
-                        if header.kind.has_path() {
+                        if header.changes_index() {
                             self.missing.remove(&self.superblock.path_hash(&header.meta));
+                        }
+                        if header.kind.is_of_life() {
+                            let buf = read_blocks(self.reader.device(), header.block, header.blocks)?;
+                            let data = header.data(buf.as_slice()).unwrap_or_default();
+                            self.life.prove(self.superblock, &header, data);
                         }
                         cursor.step(&header, hash, geometry);
                     }
@@ -201,6 +282,18 @@ impl<D: Device> Check<'_, D> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// What the index does not know and nothing has removed, also not since the check began.
+    fn report_missing(&mut self, walk: &Walk) -> Result<()> {
+        if !self.missing.is_empty() || self.life.is_open() {
+            self.follow_on(walk)?;
+        }
+        self.report_unproven()?;
+        let (life, geometry) = (&self.life, &self.superblock.geometry);
+        let has_gone = |entry: &Entry| life.has_retired(geometry.segment_of(entry.block), entry.generation);
+        self.missing.retain(|_, entry| !has_gone(entry));
         let mut missing: Vec<(PathHash, Entry)> = std::mem::take(&mut self.missing).into_iter().collect();
         missing.sort_by_key(|(_, entry)| entry.seq);
         for (_, Entry { block, seq, .. }) in &missing {
@@ -309,17 +402,46 @@ impl<D: Device> Check<'_, D> {
         match header.data(buf.as_slice()) {
             Ok(data) => {
                 self.totals.data_bytes += data.len() as u64;
+                let end = header.len_bytes() + data.len();
+                if buf.as_slice().get(end..).is_some_and(|rest| rest.iter().any(|byte| *byte != 0)) {
+                    self.found(path, &place, "bytes behind the data are not zero")?;
+                }
+                if !self.life.prove(self.superblock, header, data) {
+                    self.found(None, &place, "a Retire record that makes no sense")?;
+                }
                 self.check_list(header, data, &mut walk.stretch)?;
             }
             Err(fault) => {
-                self.found(path, &place, &fault.to_string())?;
+                if !is_all_zero(header, buf.as_slice()) || !self.life.note_zeroed(header, &place) {
+                    self.found(path, &place, &fault.to_string())?;
+                }
                 walk.stretch.pass(header);
             }
         }
-        if header.kind.has_path() {
+        if header.kind == Kind::Erase {
+            self.check_is_erased(header)?;
+        }
+        if header.changes_index() {
             let hash = self.superblock.path_hash(&header.meta);
             let entry = Entry::of(header, hash);
             self.check_is_indexed(header.kind, &header.meta, hash, entry, header.previous_version_seq)?;
+        }
+        Ok(())
+    }
+
+    /// What an Erase record names is zero, or its segment has gone.
+    fn check_is_erased(&mut self, erase: &Header) -> Result<()> {
+        let block = erase.previous_version_block;
+        if !self.superblock.geometry.holds_record(block, 1) {
+            return self.found(Some(&erase.meta), &format!("block {}", erase.block), "erases nothing");
+        }
+        if let Ok((target, _)) = read_header(self.reader.device(), self.superblock, block)?
+            && target.seq == erase.previous_version_seq
+            && !self.reader.is_retired(self.superblock, block, target.seq)?
+            && !is_all_zero(&target, read_blocks(self.reader.device(), block, target.blocks)?.as_slice())
+        {
+            let fact = format!("erased by sequence {}, but its data is still there", erase.seq);
+            return self.found(Some(&erase.meta), &format!("block {block}"), &fact);
         }
         Ok(())
     }

@@ -21,6 +21,8 @@ pub struct Window {
     cursor: Option<Cursor>,
     /// Whether the last record of a path in the window is a receipt; otherwise it removes the path.
     paths: HashMap<Vec<u8>, bool>,
+    /// A segment is being retired: any index page may be changed.
+    has_retirement: bool,
 }
 
 impl Window {
@@ -39,6 +41,7 @@ impl Window {
             Some(cursor) if self.head == head => cursor,
             _ => {
                 self.paths.clear();
+                self.has_retirement = false;
                 let epoch = if Rule::WindowEpoch.holds() { control.head_page.epoch } else { 0 };
                 Cursor::at(&control.head.replay, epoch)
             }
@@ -52,7 +55,8 @@ impl Window {
             }
             match read_header(device, superblock, cursor.block)? {
                 Ok((header, hash)) if cursor.accepts(&header, geometry) => {
-                    if header.kind.has_path() {
+                    self.has_retirement |= header.kind == Kind::Retire;
+                    if header.changes_index() {
                         self.paths.insert(header.meta.clone(), header.kind == Kind::Put);
                     }
                     cursor.step(&header, hash, geometry);
@@ -79,16 +83,17 @@ impl Window {
     #[must_use]
     pub fn explains(&self, superblock: &Superblock, pages: &[u64]) -> bool {
         let geometry = &superblock.geometry;
-        self.paths.keys().any(|path| {
-            let hash = superblock.path_hash(path);
-            geometry.regions.iter().any(|region| {
-                let mut page_no = geometry.home_page(region, hash.bucket);
-                (0..=SPILL_HOPS_MAX).any(|_| {
-                    let is_on_the_way = pages.contains(&page_no);
-                    page_no = geometry.spill_page(page_no);
-                    is_on_the_way
+        self.has_retirement
+            || self.paths.keys().any(|path| {
+                let hash = superblock.path_hash(path);
+                geometry.regions.iter().any(|region| {
+                    let mut page_no = geometry.home_page(region, hash.bucket);
+                    (0..=SPILL_HOPS_MAX).any(|_| {
+                        let is_on_the_way = pages.contains(&page_no);
+                        page_no = geometry.spill_page(page_no);
+                        is_on_the_way
+                    })
                 })
             })
-        })
     }
 }

@@ -3,8 +3,9 @@
 //! A frame is a u32 (little-endian) length, that many bytes of JSON, and in a request the data of its puts one after the other.
 //! A scrub: `{"store": UUID, "scrub": {"throttle": MiB/s or null}}`; answers: `{"log" or "index": [done, all]}` and
 //! `{"finding": {"path", "place", "fact"}, "mended"}`, any number of them, then `{"totals": {..}}` or an error as below.
-//! Request: `{"store": UUID, "changes": [{"path", "bytes" (none = remove), "new_version"}]}`. Answer: `{"answers": [{"locator", "version",
-//! "new"} or {"error", "exit_code"}]}`. A request is one group commit, so it has the limits of one.
+//! Request: `{"store": UUID, "changes": [{"path", "bytes" (none = remove), "new_version", "class", "issued_day"}]}`. Answer: `{"answers": [{"locator", "version",
+//! "new"} or {"error", "exit_code"}]}`. A request is one group commit, so it has the limits of one. `{"store": UUID, "order": {..}}` is answered by
+//! events, one a frame, and `{"done": true}` or `{"error", "exit_code"}`.
 
 use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, DATA_BYTES_MAX};
 use crate::{Error, Locator, OwnedChange, ReceiptPath, Result, Stored};
@@ -22,6 +23,11 @@ pub fn broken(source: std::io::Error) -> Error {
 
 fn bad(what: &str) -> Error {
     Error::Usage(format!("bad frame on the socket: {what}"))
+}
+
+/// A number that may be missing, but not out of bounds.
+fn small<T: TryFrom<u64>>(value: &Value) -> Result<Option<T>> {
+    value.as_u64().map(T::try_from).transpose().map_err(|_| bad("a number is out of bounds"))
 }
 
 /// Writes a frame without data.
@@ -65,13 +71,25 @@ pub fn request(store: &str, changes: &[OwnedChange]) -> Value {
     let changes: Vec<Value> = changes
         .iter()
         .map(|change| match change {
-            OwnedChange::Put { path, data, is_new_version } => {
-                json!({ "path": path.as_str(), "bytes": data.len(), "new_version": is_new_version })
-            }
+            OwnedChange::Put { path, data, is_new_version, class, issued_day } => json!({
+                "path": path.as_str(), "bytes": data.len(), "new_version": is_new_version, "class": class,
+                "issued_day": issued_day,
+            }),
             OwnedChange::Remove { path } => json!({ "path": path.as_str() }),
         })
         .collect();
     json!({ "store": store, "changes": changes })
+}
+
+/// A change whose data is not read yet.
+#[derive(Debug)]
+struct Announcement {
+    path: ReceiptPath,
+    /// None = remove.
+    bytes: Option<u64>,
+    is_new_version: bool,
+    class: Option<u8>,
+    issued_day: Option<u32>,
 }
 
 /// What a request announces; its data is not read yet.
@@ -79,7 +97,7 @@ pub fn request(store: &str, changes: &[OwnedChange]) -> Value {
 pub struct Announced {
     /// Hexadecimal uuid of the store that is meant.
     pub store: String,
-    changes: Vec<(ReceiptPath, Option<u64>, bool)>,
+    changes: Vec<Announcement>,
     /// Bytes of data that follow.
     pub bytes: u64,
 }
@@ -103,7 +121,10 @@ impl Announced {
                 return Err(bad("too much data"));
             }
             announced.bytes += bytes.unwrap_or_default();
-            announced.changes.push((path, bytes, change["new_version"] == true));
+            let is_new_version = change["new_version"] == true;
+            let class = small(&change["class"])?;
+            let issued_day = small(&change["issued_day"])?;
+            announced.changes.push(Announcement { path, bytes, is_new_version, class, issued_day });
         }
         if list.len() > BATCH_RECORDS_MAX || (list.len() > 1 && announced.bytes > BATCH_BYTES_MAX) {
             return Err(bad("more than a group commit takes"));
@@ -117,13 +138,13 @@ impl Announced {
     /// The connection broke.
     pub fn read_data(self, stream: &mut impl Read) -> Result<Vec<OwnedChange>> {
         let mut changes = Vec::new();
-        for (path, bytes, is_new_version) in self.changes {
+        for Announcement { path, bytes, is_new_version, class, issued_day } in self.changes {
             changes.push(match bytes {
                 None => OwnedChange::Remove { path },
                 Some(bytes) => {
                     let mut data = vec![0; usize::try_from(bytes).map_err(|_| bad("too much data"))?];
                     stream.read_exact(&mut data).map_err(broken)?;
-                    OwnedChange::Put { path, data, is_new_version }
+                    OwnedChange::Put { path, data, is_new_version, class, issued_day }
                 }
             });
         }

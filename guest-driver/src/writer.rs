@@ -6,6 +6,7 @@
 use crate::apply::Pages;
 use crate::batch::{Batch, Draft};
 use crate::control::{Control, Head, Lease, LogPosition};
+use crate::day::day_of_ms;
 use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
 use crate::hash::{DataHash, hash_all};
@@ -17,9 +18,11 @@ use crate::log::{Tail, data_bytes_max, list_blocks, read_blocks, read_header};
 use crate::page::PageKind;
 use crate::page_store::PageStore;
 use crate::path::ReceiptPath;
-use crate::record::{Header, Kind, record_blocks};
+use crate::policy::{Retention, Term};
+use crate::record::{FLAG_MOVED, Header, Kind, record_blocks};
+use crate::retire::carry_out;
 use crate::rules::Rule;
-use crate::space::next_free;
+use crate::space::{Reserve, find_free, next_free};
 use crate::summary::ITEM_BYTES;
 use crate::superblock::Superblock;
 use std::borrow::Cow;
@@ -35,13 +38,15 @@ pub struct Put<'a> {
     pub is_new_version: bool,
     /// Days since 1970 when the receipt was issued; `None` = today.
     pub issued_day: Option<u32>,
+    /// Retention class; `None` = that of the version before, or 0.
+    pub class: Option<u8>,
 }
 
 impl<'a> Put<'a> {
     /// A receipt issued today whose path must be new.
     #[must_use]
     pub fn new(path: &'a ReceiptPath, data: &'a [u8]) -> Self {
-        Self { path, data, is_new_version: false, issued_day: None }
+        Self { path, data, is_new_version: false, issued_day: None, class: None }
     }
 }
 
@@ -50,8 +55,8 @@ impl<'a> Put<'a> {
 pub enum Change<'a> {
     /// Stores a receipt.
     Put(Put<'a>),
-    /// Removes a path: it is "not found" from then on and may be stored anew, as version 1. The log keeps the bytes, and locators
-    /// still find them.
+    /// Removes a path whose term is over, or has none: it is "not found" from then on and may be stored anew, as version 1. The log keeps
+    /// the bytes, and locators still find them, until the segment is retired.
     Remove(&'a ReceiptPath),
 }
 
@@ -115,6 +120,11 @@ impl<D: Device> Writer<D> {
     /// The superblock.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
     }
 
     /// Epoch of this writer.
@@ -217,8 +227,7 @@ impl<D: Device> Writer<D> {
         groups: &[&[Change<'_>]],
         hashes: &[DataHash],
     ) -> Result<Vec<Result<Stored>>> {
-        let mut batch =
-            Batch::new(self.tail.clone(), self.lease.epoch, self.now_ms(), self.superblock.record_seed());
+        let mut batch = self.new_batch();
         let mut results = Vec::new();
         let mut hashes_left = hashes;
         for group in groups {
@@ -272,8 +281,12 @@ impl<D: Device> Writer<D> {
         })
     }
 
+    pub(crate) fn new_batch<'a>(&self) -> Batch<'a> {
+        Batch::new(self.tail.clone(), self.lease.epoch, self.now_ms(), self.superblock.record_seed())
+    }
+
     /// Steps 1 to 3; returning is step 4, the acknowledgement.
-    fn write_batch(&mut self, batch: Batch<'_>) -> Result<()> {
+    pub(crate) fn write_batch(&mut self, batch: Batch<'_>) -> Result<()> {
         self.check_lease()?;
         let start = self.tail.position();
         // crash here: records may be torn or missing, later ones there and earlier ones not; none is acknowledged, recovery ends the log before
@@ -290,6 +303,9 @@ impl<D: Device> Writer<D> {
             // crash here: as above. Without this flush a crash after the acknowledgement could bring the older version
             // back to readers until the next writer opens; a path that is new is looked for in the log instead.
             self.pages.flush(&self.device, Rule::ReplacementFlushed)?;
+        }
+        if batch.headers.iter().any(|header| header.kind.is_of_life()) {
+            carry_out(&self.device, &self.superblock, &mut self.pages, &batch.headers)?;
         }
         // The head comes last, so that whoever sees a sequence published also finds its entry.
         self.tail = batch.tail;
@@ -346,7 +362,7 @@ impl<D: Device> Writer<D> {
         Err(Error::Fenced { epoch: control.lease.map_or(self.lease.epoch, |lease| lease.epoch) })
     }
 
-    fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         self.fixed_clock_ms.unwrap_or_else(crate::clock_ms)
     }
 
@@ -387,17 +403,22 @@ impl<D: Device> Writer<D> {
             let segment = self.superblock.geometry.segment_of(header.block);
             self.pages().table_entry(segment)?; // cached now: nothing below reads the device
         }
-        self.make_room(batch, put.path, put.data.len() as u64)?;
-        let today = u32::try_from(batch_day(self.now_ms())).unwrap_or(u32::MAX);
+        let inherited = previous.as_ref().map_or(0, |header| header.class);
+        let class = put.class.unwrap_or(inherited);
+        self.check_class(class)?;
+        self.make_room(batch, put.path.as_str().as_bytes(), put.data.len() as u64, Reserve::Kept)?;
+        let today = day_of_ms(self.now_ms());
         let draft = Draft {
             kind: Kind::Put,
             meta: put.path.as_str().as_bytes().to_vec(),
             data: Cow::Borrowed(put.data),
             data_hash,
-            class: 0,
+            class,
             issued_day: put.issued_day.unwrap_or(today),
             version,
             previous: previous.map_or((0, 0), |header| (header.block, header.seq)),
+            flags: 0,
+            recorded_at_ms: None,
         };
         self.append(batch, put.path, draft)
     }
@@ -417,9 +438,21 @@ impl<D: Device> Writer<D> {
         let Some(previous) = self.newest_version(batch, path)? else {
             return Err(Error::NotFound { path: path.to_string() });
         };
+        self.check_removal(batch, &previous)?;
+        self.append_removal(batch, path, &previous, 0)
+    }
+
+    /// Takes a path out of the index: what must be kept was looked at before.
+    pub(crate) fn append_removal(
+        &mut self,
+        batch: &mut Batch<'_>,
+        path: &ReceiptPath,
+        previous: &Header,
+        flags: u16,
+    ) -> Result<Stored> {
         let segment = self.superblock.geometry.segment_of(previous.block);
         self.pages().table_entry(segment)?; // cached now: nothing below reads the device
-        self.make_room(batch, path, 0)?;
+        self.make_room(batch, path.as_str().as_bytes(), 0, Reserve::Shared)?;
         let draft = Draft {
             kind: Kind::Tombstone,
             meta: path.as_str().as_bytes().to_vec(),
@@ -429,22 +462,37 @@ impl<D: Device> Writer<D> {
             issued_day: 0,
             version: previous.version,
             previous: (previous.block, previous.seq),
+            flags,
+            recorded_at_ms: None,
         };
         self.append(batch, path, draft)
     }
 
     /// Adds a record that fits to the batch and stages what it changes.
-    fn append<'a>(&mut self, batch: &mut Batch<'a>, path: &ReceiptPath, draft: Draft<'a>) -> Result<Stored> {
-        let header = batch.push(draft, &self.superblock.geometry);
-        self.pages().apply(&header)?;
-        if batch.tail.is_summary_due(&self.superblock.geometry) {
-            batch.push_summary(&self.superblock.geometry);
-        }
+    pub(crate) fn append<'a>(
+        &mut self,
+        batch: &mut Batch<'a>,
+        path: &ReceiptPath,
+        draft: Draft<'a>,
+    ) -> Result<Stored> {
+        let header = self.append_record(batch, draft)?;
         Ok(stored(path, &header, true))
     }
 
+    /// As [`Writer::append`], of any kind. A retirement changes pages only after the record is durable.
+    pub(crate) fn append_record<'a>(&mut self, batch: &mut Batch<'a>, draft: Draft<'a>) -> Result<Header> {
+        let header = batch.push(draft, &self.superblock.geometry);
+        if header.kind != Kind::Retire {
+            self.pages().apply(&header)?;
+        }
+        if batch.tail.is_summary_due(&self.superblock.geometry) {
+            batch.push_summary(&self.superblock.geometry);
+        }
+        Ok(header)
+    }
+
     /// The header of the newest version of a path, of this batch or on disk.
-    fn newest_version(&mut self, batch: &Batch<'_>, path: &ReceiptPath) -> Result<Option<Header>> {
+    pub(crate) fn newest_version(&mut self, batch: &Batch<'_>, path: &ReceiptPath) -> Result<Option<Header>> {
         let hash = self.superblock.path_hash(path.as_str().as_bytes());
         let found = self.pages().search(hash)?;
         for (_, entry) in found.entries {
@@ -463,22 +511,82 @@ impl<D: Device> Writer<D> {
         Ok(None)
     }
 
+    /// A class that no policy describes would never expire and never be protected.
+    fn check_class(&mut self, class: u8) -> Result<()> {
+        if class == 0 {
+            return Ok(());
+        }
+        match self.retention()?.policy.term(class) {
+            Term::None => Err(Error::Usage(format!(
+                "class {class} has no term: `receipt policy set {class} YEARS` gives it one"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Policy and holds with what this writer has planned.
+    pub(crate) fn retention(&mut self) -> Result<Retention> {
+        self.pages().retention()
+    }
+
+    /// Every version of a path must be past its term, and the path on no hold.
+    pub(crate) fn check_removal(&mut self, batch: &Batch<'_>, newest: &Header) -> Result<()> {
+        let retention = self.retention()?;
+        let clock_day = day_of_ms(self.now_ms());
+        let mut header = newest.clone();
+        loop {
+            retention.check_removal(&header.meta, header.class, header.issued_day, clock_day)?;
+            match self.older_version(batch, &header)? {
+                Some(older) => header = older,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The version before, if it is still in the log.
+    fn older_version(&self, batch: &Batch<'_>, header: &Header) -> Result<Option<Header>> {
+        if header.previous_version_seq == 0 || header.flags & FLAG_MOVED != 0 {
+            return Ok(None);
+        }
+        if let Some(older) = batch.header(header.previous_version_seq) {
+            return Ok(Some(older.clone()));
+        }
+        let block = header.previous_version_block;
+        if !self.superblock.geometry.holds_record(block, 1) {
+            return Err(Error::Corrupt(format!("record at block {}: version before", header.block)));
+        }
+        let older = read_header(&self.device, &self.superblock, block)?.ok().map(|(older, _)| older);
+        Ok(older.filter(|older| older.seq == header.previous_version_seq))
+    }
+
     /// Makes sure that the record fits with the Seal behind it; ends the segment where it does not.
-    fn make_room(&mut self, batch: &mut Batch<'_>, path: &ReceiptPath, data_len_bytes: u64) -> Result<()> {
+    pub(crate) fn make_room(
+        &mut self,
+        batch: &mut Batch<'_>,
+        meta: &[u8],
+        data_len_bytes: u64,
+        reserve: Reserve,
+    ) -> Result<()> {
         let geometry = self.superblock.geometry.clone();
-        let path_len = path.as_str().len();
-        let blocks = record_blocks(path_len, data_len_bytes);
+        let meta_len = meta.len();
+        let blocks = record_blocks(meta_len, data_len_bytes);
         let limit_bytes = data_bytes_max(&geometry);
-        let alone = blocks.saturating_add(list_blocks((ITEM_BYTES + path_len) as u64));
+        let alone = blocks.saturating_add(list_blocks((ITEM_BYTES + meta_len) as u64));
         if data_len_bytes > limit_bytes || alone > geometry.blocks_per_segment() {
-            return Err(Error::TooLarge { path: path.to_string(), data_len_bytes, limit_bytes });
+            let path = String::from_utf8_lossy(meta).into_owned();
+            return Err(Error::TooLarge { path, data_len_bytes, limit_bytes });
         }
         let current = geometry.segment_of(batch.tail.cursor.block);
         self.pages().table_entry(current)?;
-        if batch.tail.fits(&geometry, blocks, path_len) {
+        if batch.tail.fits(&geometry, blocks + reserve.blocks(), meta_len) {
             return Ok(());
         }
-        let next = next_free(&mut self.pages(), current, blocks)?;
+        if batch.tail.fits(&geometry, blocks, meta_len) {
+            // The last blocks of a segment are for everybody, unless it is the last segment.
+            let is_last = find_free(&mut self.pages(), current, reserve)?.is_none();
+            return if is_last { Err(Error::NoSpace { needed_blocks: blocks }) } else { Ok(()) };
+        }
+        let next = next_free(&mut self.pages(), current, blocks, reserve)?;
         let seal = batch.push_seal(next, &geometry);
         self.pages().apply(&seal)
     }
@@ -497,10 +605,6 @@ fn stored(path: &ReceiptPath, header: &Header, is_new: bool) -> Stored {
         seq: header.seq,
     };
     Stored { locator, version: header.version, is_new }
-}
-
-fn batch_day(ms: u64) -> u64 {
-    ms / 86_400_000
 }
 
 fn check_limits(groups: &[&[Change<'_>]]) -> Result<()> {

@@ -281,7 +281,7 @@ fn newer_formats_are_refused_by_name() {
     };
     change(8, 2);
     assert!(store.fails(&["get", "a"], 1).contains("format 2.0"));
-    change(20, 1);
+    change(20, 2);
     assert!(store.fails(&["get", "a"], 1).contains("features"));
     change(16, 1);
     store.fails(&["get", "a"], 3);

@@ -5,8 +5,11 @@
 use receipt_store::control::{HeadRaw, LeaseRaw};
 use receipt_store::index::EntryRaw;
 use receipt_store::layout;
+use receipt_store::life::REASON_BYTES_MAX;
 use receipt_store::page::SlotHeader;
+use receipt_store::policy::{CLASS_COUNT, CLOCK_DAYS_MAX, HoldRaw, PolicyRaw};
 use receipt_store::record::RecordRaw;
+use receipt_store::retire::{RangeRaw, RetireRaw};
 use receipt_store::summary::{DescriptorRaw, ItemRaw};
 use receipt_store::superblock::SuperblockRaw;
 use receipt_store::table::TableEntryRaw;
@@ -54,6 +57,10 @@ fn byte_tables_are_those_of_the_code() {
         offsets!(DescriptorRaw: previous_block, first_seq, last_seq, next_segment, next_generation, count,
             smallest_len, largest_len, reserved),
         offsets!(ItemRaw: seq, block, blocks, kind, flags, path_len),
+        offsets!(PolicyRaw: confirmed_day, reserved, classes),
+        offsets!(HoldRaw: until_day, prefix_len, is_release, page),
+        offsets!(RetireRaw: segment, generation, reserved, range),
+        offsets!(RangeRaw: first_seq, last_seq, prev_hash, last_hash),
     ];
     for (name, fields, size) in structs {
         let documented = rows(name, size);
@@ -92,6 +99,10 @@ fn limits_are_those_of_the_code() {
         ("SEGMENT_BYTES_MIN", layout::SEGMENT_BYTES_MIN),
         ("SEGMENT_BYTES_MAX", layout::SEGMENT_BYTES_MAX),
         ("REGION_COUNT_MAX", layout::REGION_COUNT_MAX as u64),
+        ("CLASS_COUNT", CLASS_COUNT as u64),
+        ("CLOCK_DAYS_MAX", u64::from(CLOCK_DAYS_MAX)),
+        ("REASON_BYTES_MAX", REASON_BYTES_MAX as u64),
+        ("INDEX_FULL_PERCENT", layout::INDEX_FULL_PERCENT),
     ];
     assert_eq!(limits, code.map(|(name, value)| (name.to_owned(), value)));
 }

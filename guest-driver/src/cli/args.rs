@@ -60,6 +60,12 @@ pub enum Command {
         /// Other data under a path becomes its next version.
         #[arg(long)]
         new_version: bool,
+        /// Retention class, 1 to 31 (`receipt policy`); by default that of the version before, or 0: no term.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..32))]
+        class: Option<u8>,
+        /// Day of issue, from which the term counts; today by default.
+        #[arg(long, value_name = "YYYY-MM-DD")]
+        issued: Option<String>,
     },
     /// Read a receipt; its hash is checked before the first byte is written.
     Get {
@@ -91,12 +97,54 @@ pub enum Command {
         #[arg(long, value_name = "MS", default_value_t = 0)]
         batch_wait_ms: u64,
     },
-    /// Remove paths; each is printed as soon as its removal is durable. The log keeps the bytes.
+    /// Remove paths; each is printed as soon as its removal is durable. Refused before the end of the term and on hold. The log keeps the
+    /// bytes until its segment is free.
     Rm {
         /// Paths.
         #[arg(required = true)]
         paths: Vec<String>,
     },
+    /// Say or change how long receipts are kept; a change counts for what is stored already, too.
+    Policy {
+        /// What to do with it; list is the default.
+        #[command(subcommand)]
+        command: Option<PolicyCommand>,
+    },
+    /// Keep every path with this prefix from being removed, whatever its term; without a prefix list the holds.
+    Hold {
+        /// Prefix of paths.
+        prefix: Option<String>,
+        /// Last day of the hold; otherwise it lasts until it is released.
+        #[arg(long, value_name = "YYYY-MM-DD", requires = "prefix")]
+        until: Option<String>,
+    },
+    /// End the hold with this prefix.
+    Release {
+        /// Prefix as it was given to `hold`.
+        prefix: String,
+    },
+    /// Remove every receipt whose term is over, print its path, and free the room of segments that hold nothing else.
+    Expire {
+        /// Say what would go; change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Confirm the day: needed when the clock is more than 31 days after the last confirmed one.
+        #[arg(long, value_name = "YYYY-MM-DD")]
+        today: Option<String>,
+        /// Copy what is kept out of segments of which so many percent can be freed; 0 = never.
+        #[arg(long, value_name = "PERCENT", default_value_t = receipt_store::expire::COMPACT_PERCENT)]
+        compact: u8,
+    },
+    /// Zero the data of every version of a path, before its term if need be; the headers and the reason stay.
+    Erase {
+        /// Path.
+        path: String,
+        /// Why: it stays in the log.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Take over what the device has grown by. Opening for writing does it, too, and `serve` once a second.
+    Grow,
     /// Say what is known about a receipt.
     Stat {
         /// Path.
@@ -146,5 +194,23 @@ pub enum Command {
         /// DIR and the options of `receipt-mount`.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "DIR")]
         rest: Vec<OsString>,
+    },
+}
+
+/// What `receipt policy` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Print the terms of the classes and the holds.
+    List,
+    /// Give a class a term.
+    Set {
+        /// Class; 0 is that of receipts that were stored without one.
+        #[arg(value_parser = clap::value_parser!(u8).range(0..32))]
+        class: u8,
+        /// Years, `forever`, or `none`: may be removed at any time and never expires.
+        years: String,
+        /// Count from the end of the year of issue.
+        #[arg(long)]
+        from_year_end: bool,
     },
 }

@@ -3,6 +3,7 @@
 use super::args::Args;
 use super::{file_error, open_reader, say, show};
 use receipt_store::chain::{Event, Note};
+use receipt_store::record::FLAG_MOVED;
 use receipt_store::{Error, Result, hex};
 use std::io::Read;
 use std::path::Path;
@@ -80,7 +81,16 @@ fn say_event(args: &Args, event: &Event) -> Result<()> {
     if args.json {
         let mut line = show::stat_json(&event.stat);
         line["removed"] = event.is_removal.into();
+        line["moved"] = (event.stat.header.flags & FLAG_MOVED != 0).into();
         return say(&line.to_string());
     }
-    say(&format!("{seq}\t{path}{}", if event.is_removal { "\tremoved" } else { "" }))
+    let is_copy = event.stat.header.flags & FLAG_MOVED != 0;
+    let what = if event.is_removal {
+        "\tremoved"
+    } else if is_copy {
+        "\tmoved"
+    } else {
+        ""
+    };
+    say(&format!("{seq}\t{path}{what}"))
 }

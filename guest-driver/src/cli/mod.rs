@@ -4,6 +4,7 @@ pub mod args;
 mod below;
 mod chain;
 mod get;
+mod life;
 mod mount;
 mod progress;
 mod put;
@@ -40,6 +41,12 @@ fn dispatch(args: &Args) -> Result<u8> {
             serve::run(args, CommitLimits { records: *batch_records, bytes: *batch_bytes, wait })
         }
         Command::Rm { paths } => remove::run(args, paths),
+        Command::Policy { .. }
+        | Command::Hold { .. }
+        | Command::Release { .. }
+        | Command::Expire { .. }
+        | Command::Erase { .. }
+        | Command::Grow => life::run(args),
         Command::Stat { path } => show::stat(args, path),
         Command::Ls { prefix } => show::list(args, prefix),
         Command::Info => show::info(args),

@@ -15,13 +15,29 @@ struct Options<'a> {
     args: &'a Args,
     is_new_version: bool,
     has_locator: bool,
+    class: Option<u8>,
+    issued_day: Option<u32>,
+}
+
+impl Options<'_> {
+    fn put(&self, path: ReceiptPath, data: Vec<u8>) -> OwnedChange {
+        let Self { is_new_version, class, issued_day, .. } = *self;
+        OwnedChange::Put { path, data, is_new_version, class, issued_day }
+    }
 }
 
 pub fn run(args: &Args) -> Result<u8> {
-    let Command::Put { path, file, batch, prefix, locator, new_version } = &args.command else {
+    let Command::Put { path, file, batch, prefix, locator, new_version, class, issued } = &args.command
+    else {
         return Err(Error::Usage("not a put".to_owned()));
     };
-    let options = Options { args, is_new_version: *new_version, has_locator: *locator };
+    let options = Options {
+        args,
+        is_new_version: *new_version,
+        has_locator: *locator,
+        class: *class,
+        issued_day: issued.as_deref().map(receipt_store::day::parse).transpose()?,
+    };
     if let Some(source) = batch {
         return put_batch(&options, source, prefix.as_deref().unwrap_or_default());
     }
@@ -31,7 +47,7 @@ pub fn run(args: &Args) -> Result<u8> {
     let path = ReceiptPath::new(path)?;
     let data = read_input(file)?;
     let mut writer = Sink::open(args)?;
-    let changes = [OwnedChange::Put { path, data, is_new_version: *new_version }];
+    let changes = [options.put(path, data)];
     let result = writer.commit(&changes).and_then(|mut all| all.pop().unwrap_or(Err(Error::WriterStopped)));
     let answer = report(&options, result);
     let closed = writer.close();
@@ -114,7 +130,7 @@ fn produce(options: &Options<'_>, source: &Path, prefix: &str, queue: &Queue) ->
             .and_then(|path| ReceiptPath::new(&(prefix.to_owned() + path.trim_start_matches('/'))))
             .and_then(|path| {
                 let data = read_input(file)?;
-                Ok(OwnedChange::Put { path, data, is_new_version: options.is_new_version })
+                Ok(options.put(path, data))
             });
         match item {
             Ok(item) => queue.push(item),

@@ -74,6 +74,11 @@ pub fn info(args: &Args) -> Result<u8> {
     object["free_segments"] = json!(usage.free_segments);
     object["free_bytes"] = json!(usage.free_segments * superblock.geometry.segment_bytes);
     object["receipts"] = json!(usage.live);
+    let fill = reader.index_fill()?;
+    object["live_bytes"] = json!(fill.live_bytes);
+    let used_bytes = usage.used_segments * superblock.geometry.segment_bytes;
+    object["dead_bytes"] = json!(used_bytes.saturating_sub(fill.live_bytes));
+    object["index_percent"] = json!(fill.percent);
     object["last_seq"] = json!(control.head.published_seq);
     object["epoch"] = json!(lease.map(|lease| lease.epoch));
     object["writer_is_open"] = json!(!control.is_closed());

@@ -271,6 +271,7 @@ impl<D: Device> View<D> {
         };
         let changes_max = FOLLOW_MAX.max(lock(&self.tree).totals().0 / 128);
         let mut changes = Vec::new();
+        let retirements = at.retirements();
         let polled = self.reader.poll(&mut at, |event| {
             if changes.len() as u64 >= changes_max {
                 return Err(Error::Usage("too far behind to follow".to_owned()));
@@ -280,7 +281,9 @@ impl<D: Device> View<D> {
         });
         self.check_uuid()?;
         let applied = lock(&self.tree).apply(&changes);
-        let must_list = !matches!(polled, Ok(()) | Err(Error::Device(_))) || applied.is_err();
+        let must_list = !matches!(polled, Ok(()) | Err(Error::Device(_)))
+            || applied.is_err()
+            || at.retirements() != retirements; // their receipts have gone without a change each
         *follower =
             if must_list { Some(self.list_all().map_err(|error| self.errno(&error))?) } else { Some(at) };
         match polled {

@@ -6,7 +6,7 @@
 //! stops the writer at any sector but keeps the cache. A stopped writer is fenced: nothing of it lands later. The disk remembers
 //! every state it was ever in, so a reader can be run after the fact at any speed through the past, sector by sector: readers leave no
 //! trace, so that is the same as running both at once, and every schedule repeats from its seed. A write can also be lost or land elsewhere
-//! although the disk says that it is done, and bits can rot.
+//! although the disk says that it is done, and bits can rot. What was discarded reads as it was, as zeroes or as garbage, sector by sector.
 
 #[cfg(test)]
 mod damage_tests;
@@ -18,6 +18,12 @@ mod fault_tests;
 mod field_tests;
 #[cfg(test)]
 mod lie_tests;
+#[cfg(test)]
+mod life_rule_tests;
+#[cfg(test)]
+mod life_tests;
+#[cfg(test)]
+mod life_world;
 #[cfg(test)]
 mod parallel_tests;
 #[cfg(test)]
@@ -117,6 +123,8 @@ pub struct Counts {
     pub writes: u64,
     /// Flushes.
     pub flushes: u64,
+    /// Discards.
+    pub discards: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -162,6 +170,7 @@ impl State {
         match op {
             DeviceOp::Read => self.counts.reads += 1,
             DeviceOp::Write => self.counts.writes += 1,
+            DeviceOp::Discard => self.counts.discards += 1,
             DeviceOp::Flush => self.counts.flushes += 1,
         }
         self.tick += 1;
@@ -174,7 +183,7 @@ impl State {
             return Err("the device failed");
         }
         match self.stop_at {
-            Some((at, _)) if now == at && op != DeviceOp::Write => {
+            Some((at, _)) if now == at && !matches!(op, DeviceOp::Write | DeviceOp::Discard) => {
                 self.session += 1;
                 Err("the writer stops here")
             }
@@ -218,6 +227,19 @@ impl State {
             self.pending.push((op, sector, copy));
             left -= 1;
         }
+    }
+
+    /// Sectors of a range that were ever written.
+    fn known_sectors(&self, first: u64, count: u64) -> Vec<u64> {
+        let is_known = |sector: &u64| self.history.contains_key(sector) || self.base.contains_key(sector);
+        if count <= 4096 {
+            return (first..first + count).filter(is_known).collect();
+        }
+        let mut known: Vec<u64> = self.base.keys().chain(self.history.keys()).copied().collect();
+        known.retain(|sector| (first..first + count).contains(sector));
+        known.sort_unstable();
+        known.dedup();
+        known
     }
 
     /// Sectors of the current write that land before the writer stops.
@@ -361,6 +383,50 @@ impl Sim {
         state.set(sector, bytes);
     }
 
+    /// Size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.lock().size_bytes
+    }
+
+    /// Makes the disk larger.
+    pub fn resize(&self, size_bytes: u64) {
+        let mut state = self.lock();
+        assert!(size_bytes >= state.size_bytes, "disks do not shrink");
+        state.size_bytes = size_bytes;
+    }
+
+    /// Bytes that are not zero by nature: sectors that were written and not zeroed since.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        let state = self.lock();
+        let tick = state.tick;
+        let sectors = state.known_sectors(0, state.size_bytes / SECTOR_BYTES as u64);
+        let used = sectors
+            .iter()
+            .filter(|sector| state.at(**sector, tick).is_some_and(|b| b.iter().any(|b| *b != 0)));
+        used.count() as u64 * SECTOR_BYTES as u64
+    }
+
+    /// Whether these bytes lie anywhere on the disk, inside one sector and its neighbour.
+    #[must_use]
+    pub fn holds_bytes(&self, needle: &[u8]) -> bool {
+        let state = self.lock();
+        let tick = state.tick;
+        let sectors = state.known_sectors(0, state.size_bytes / SECTOR_BYTES as u64);
+        sectors.iter().any(|sector| {
+            let pair =
+                [*sector, sector + 1].map(|s| state.at(s, tick).map_or([0; SECTOR_BYTES], |bytes| **bytes));
+            pair.concat().windows(needle.len()).any(|window| window == needle)
+        })
+    }
+
+    /// A reader that always sees the newest state.
+    #[must_use]
+    pub fn reader_of_now(&self) -> SimReader {
+        self.past(u64::MAX / 2, u64::MAX, 0, 0)
+    }
+
     /// Time of the disk: grows with each operation and each sector that changes.
     #[must_use]
     pub fn tick(&self) -> u64 {
@@ -406,6 +472,41 @@ impl Sim {
 pub struct SimWriter {
     sim: Sim,
     session: u64,
+}
+
+impl SimWriter {
+    /// Changes what a range of sectors holds; those that were never written stay zero.
+    fn clear(
+        &self,
+        op: DeviceOp,
+        offset_bytes: u64,
+        len_bytes: u64,
+        content: impl Fn(u64, u64) -> Option<[u8; SECTOR_BYTES]>,
+    ) -> DeviceResult<()> {
+        let mut state = self.sim.lock();
+        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        check_range(op, state.size_bytes, offset_bytes, len)?;
+        state.begin(self.session, op).map_err(|why| failed(op, offset_bytes, len, why))?;
+        let stop = state.sectors_before_stop().filter(|_| self.session == state.session);
+        let number = state.counts.writes + (state.counts.discards << 32);
+        let sectors =
+            state.known_sectors(offset_bytes / SECTOR_BYTES as u64, len_bytes / SECTOR_BYTES as u64);
+        for (done, sector) in (0_u64..).zip(sectors) {
+            if stop.is_some_and(|stop| done >= stop) {
+                break;
+            }
+            if let Some(bytes) = content(sector, state.tick) {
+                let bytes = Arc::new(bytes);
+                state.set(sector, bytes.clone());
+                state.pending.push((number, sector, bytes));
+            }
+        }
+        if stop.is_some() {
+            state.session += 1;
+            return Err(failed(op, offset_bytes, len, "the writer stops here"));
+        }
+        Ok(())
+    }
 }
 
 fn failed(op: DeviceOp, offset_bytes: u64, len_bytes: usize, why: &'static str) -> DeviceError {
@@ -464,6 +565,20 @@ impl Device for SimWriter {
         state.land(landings, stop);
         state.session += u64::from(stop.is_some());
         done
+    }
+
+    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        self.clear(DeviceOp::Write, offset_bytes, len_bytes, |_, _| Some([0; SECTOR_BYTES]))
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        self.clear(DeviceOp::Discard, offset_bytes, len_bytes, |sector, tick| {
+            match Rng(sector ^ tick).below(4) {
+                0 => None,
+                1 => Some([0xdd; SECTOR_BYTES]),
+                _ => Some([0; SECTOR_BYTES]),
+            }
+        })
     }
 
     fn flush(&self) -> DeviceResult<()> {

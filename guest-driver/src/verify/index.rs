@@ -9,6 +9,7 @@ use crate::log::read_header;
 use crate::page::{PageId, PageKind, read_page};
 use crate::path::PathHash;
 use crate::record::Kind;
+use crate::table::SegmentState;
 
 impl<D: Device> Check<'_, D> {
     /// One index page and whether a slot of it is damaged. Of a page that cannot be read nothing is known, also not whether it was full
@@ -95,6 +96,9 @@ impl<D: Device> Check<'_, D> {
         }
         self.totals.entries += 1;
         *self.plan.live.entry(self.superblock.geometry.segment_of(entry.block)).or_default() += 1;
+        if self.is_retired(entry) {
+            return self.check_entry_of_the_past(page_no, entry);
+        }
         let Ok((header, _)) = read_header(self.reader.device(), self.superblock, entry.block)? else {
             return Ok(());
         };
@@ -121,6 +125,25 @@ impl<D: Device> Check<'_, D> {
             self.found(Some(&header.meta), &place, &fact)?;
         }
         Ok(())
+    }
+
+    /// Whether a Retire record says that the record of an entry has gone.
+    fn is_retired(&self, entry: &Entry) -> bool {
+        let segment = self.superblock.geometry.segment_of(entry.block);
+        self.life.has_retired(segment, entry.generation)
+    }
+
+    /// An entry of a segment that was retired; one that is being retired may still lose it.
+    fn check_entry_of_the_past(&mut self, page_no: u64, entry: &Entry) -> Result<()> {
+        let segment = self.superblock.geometry.segment_of(entry.block);
+        let table = self.reader.table_entry(self.superblock, segment)?;
+        let is_new = table.state != SegmentState::Free && table.generation == entry.generation;
+        if is_new || !self.load(page_no)?.0.entries.contains(entry) {
+            return Ok(());
+        }
+        self.plan.stale.push((page_no, *entry));
+        let fact = format!("the entry for sequence {} names a segment that is not in use", entry.seq);
+        self.found(None, &format!("index page {page_no}"), &fact)
     }
 
     /// An entry behind the end of the log is of a commit that runs, or the log has lost its end.

@@ -7,7 +7,7 @@ use crate::record::Header;
 use crate::summary::{Descriptor, Item, decode_items};
 
 /// The records of a segment since its last Summary.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Stretch {
     items: Vec<Item>,
     summary_block: u64,
@@ -18,9 +18,9 @@ pub(super) struct Stretch {
 impl Stretch {
     /// Goes on behind a record.
     pub(super) fn pass(&mut self, header: &Header) {
-        if header.kind.has_path() {
+        if header.changes_index() {
             self.items.push(Item::of(header));
-        } else {
+        } else if header.kind.is_list() {
             *self = Self { summary_block: header.block, ..Self::default() };
         }
     }
@@ -38,7 +38,7 @@ impl Stretch {
 impl<D: Device> Check<'_, D> {
     /// Checks the list of a Summary or Seal against the records before it.
     pub(super) fn check_list(&mut self, header: &Header, data: &[u8], stretch: &mut Stretch) -> Result<()> {
-        if !header.kind.has_path() {
+        if header.kind.is_list() {
             let list = Descriptor::decode(header).zip(decode_items(data));
             if !list.is_some_and(|(descriptor, items)| stretch.fits(&descriptor, &items)) {
                 self.found(

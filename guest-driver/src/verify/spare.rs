@@ -5,6 +5,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::layout::PAGE_SUPERBLOCK;
 use crate::page::{Page, PageId, PageKind, read_page};
+use crate::superblock::Superblock;
 
 impl<D: Device> Check<'_, D> {
     /// Both superblocks say the same. Where both are whole but differ, nothing tells which one is right.
@@ -18,7 +19,7 @@ impl<D: Device> Check<'_, D> {
         }
         let is_there = |page: &Page| page.version > 0;
         let is_same = pages.iter().filter(|page| is_there(page)).all(|page| page.body == pages_body(&pages));
-        if !is_same {
+        if !is_same && !self.is_half_written(&pages) {
             return self.found(None, "superblock", "its copy says something else");
         }
         for (page_no, page) in page_nos.into_iter().zip(&pages) {
@@ -30,6 +31,14 @@ impl<D: Device> Check<'_, D> {
             }
         }
         Ok(())
+    }
+
+    /// A crash came between the copy and the superblock: nothing needs what the copy says yet.
+    fn is_half_written(&self, pages: &[Page]) -> bool {
+        let size_bytes = self.reader.device().size_bytes();
+        let decoded: Vec<Superblock> =
+            pages.iter().filter_map(|page| Superblock::decode(&page.body, size_bytes).ok()).collect();
+        matches!(decoded.as_slice(), [first, copy] if copy.follows(first))
     }
 
     pub(super) fn check_control(&mut self) -> Result<()> {

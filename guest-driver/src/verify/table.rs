@@ -4,10 +4,13 @@ use super::{Check, Walk};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
-use crate::log::{read_header, seal_link};
+use crate::log::{read_blocks, read_header, seal_link};
 use crate::page::{PageId, PageKind, read_page};
-use crate::record::Header;
+use crate::record::{Header, Kind};
+use crate::retire::walk_segment;
+use crate::rules::Rule;
 use crate::table::{self, SegmentState, TableEntry};
+use crate::verify_life::Gap;
 
 /// A segment that holds a part of the log, or may.
 pub(super) struct LogSegment {
@@ -93,7 +96,22 @@ impl<D: Device> Check<'_, D> {
         let Ok((header, _)) = read_header(self.reader.device(), self.superblock, block)? else {
             return Ok(false);
         };
-        if header.seq == walk.seq + 1 && walk.prev_hash == Some(header.prev_hash) {
+        if self.life.has_retired(segment.number, segment.generation) && Rule::RetireIsRead.holds() {
+            // It is free, but not for the first time.
+            let right = TableEntry { generation: segment.generation, ..TableEntry::default() };
+            self.plan.segments.insert(segment.number, right);
+            self.plan.table_pages.insert(self.superblock.geometry.table_slot(segment.number).0);
+            return Ok(false);
+        }
+        let gap = Gap {
+            first_seq: walk.seq + 1,
+            last_seq: header.seq.saturating_sub(1),
+            prev_hash: walk.prev_hash,
+            last_hash: Some(header.prev_hash),
+            segment: segment.number,
+        };
+        // Without a gap, or with one that Retire records bridge from hash to hash.
+        if header.seq > walk.seq && walk.prev_hash.is_some() && self.life.bridges(&gap) {
             self.found(None, &place, "the segment table calls it free, but the log goes on in it")?;
             return Ok(true);
         }
@@ -103,6 +121,26 @@ impl<D: Device> Check<'_, D> {
             self.plan.unknown_seq = self.plan.unknown_seq.max(walk.seq + 1);
         }
         Ok(false)
+    }
+
+    /// Where the table may have lost what was written, the Retire records are read first: what they name is never taken back. Reads all headers.
+    pub(super) fn collect_retirements(&mut self) -> Result<()> {
+        let (device, superblock) = (self.reader.device(), self.superblock);
+        let geometry = &superblock.geometry;
+        for segment in (0..geometry.segment_count).filter(|segment| geometry.is_data_segment(*segment)) {
+            let first = read_header(device, superblock, geometry.first_block(segment))?.ok();
+            let Some((first, _)) = first else { continue };
+            let mut records = Vec::new();
+            walk_segment(device, superblock, segment, first.generation, |header, _| {
+                records.extend((header.kind == Kind::Retire).then(|| header.clone()));
+                Ok(())
+            })?;
+            for header in records {
+                let buf = read_blocks(device, header.block, header.blocks)?;
+                self.life.prove(superblock, &header, header.data(buf.as_slice()).unwrap_or_default());
+            }
+        }
+        Ok(())
     }
 
     /// The segment that a Seal at the end of the log links to holds no record yet, but the table knows it.

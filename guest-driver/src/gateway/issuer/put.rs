@@ -65,7 +65,13 @@ impl Issuer {
     ) -> Result<Reply, Fault> {
         let Received { data, hash, room } = received;
         let bytes = data.len();
-        let mut group = vec![OwnedChange::Put { path: path.clone(), data, is_new_version }];
+        let mut group = vec![OwnedChange::Put {
+            path: path.clone(),
+            data,
+            is_new_version,
+            class: None,
+            issued_day: None,
+        }];
         if let Some(id) = &id {
             group.push(id.change(&path)?);
         }
