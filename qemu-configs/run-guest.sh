@@ -191,7 +191,8 @@ add_kernel() {
     [ -r "$kernel" ] || die "cannot read the kernel $kernel"
     qemu+=(-no-reboot -kernel "$kernel")
     [ -z "$initrd" ] || qemu+=(-initrd "$initrd")
-    qemu+=(-append "console=ttyS0 panic=-1 quiet ipv6.disable=1 receiptdisk.name=$name receiptdisk.net=${addresses#,} $append")
+    # no_timer_check: an emulated timer on a busy host may be late, and Linux would take it for a broken one and panic.
+    qemu+=(-append "console=ttyS0 panic=-1 quiet no_timer_check ipv6.disable=1 receiptdisk.name=$name receiptdisk.net=${addresses#,} $append")
 }
 
 start() {

@@ -539,7 +539,8 @@ fn c5_clean_reads_pay_nothing() {
 fn page_of_the_contract_names_every_test_that_proves_it() {
     let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
     let page = read("docs/ordering.md");
-    let tests = ["contract", "roles", "faults", "linearizable"].map(|name| read(&format!("tests/{name}.rs")));
+    let tests = ["contract", "roles", "faults", "linearizable", "crash", "guest_kills"]
+        .map(|name| read(&format!("tests/{name}.rs")));
     let sources = [tests.concat(), read("backend/src/disk_tests.rs")].concat();
     let is_clause = |word: &&str| {
         word.starts_with('c') && word.find('_') == Some(2) && word.as_bytes()[1].is_ascii_digit()
@@ -549,7 +550,7 @@ fn page_of_the_contract_names_every_test_that_proves_it() {
     for name in named {
         assert!(sources.contains(&format!("\nfn {name}() {{")), "{name} is no test");
     }
-    for number in 1..=7 {
+    for number in 1..=8 {
         let row = page.lines().find(|line| line.starts_with(&format!("| **C{number}** |")));
         let (_, proof) = row.unwrap().trim_end_matches(" |").rsplit_once('|').unwrap();
         let proofs: Vec<&str> = proof.split('`').skip(1).step_by(2).collect();

@@ -242,6 +242,55 @@ fn kicks_without_work_are_harmless() {
     stand.backend().proc().wait_until_idle();
 }
 
+/// Regions that say what is in flight belong to the front end, which may write anything there at any time.
+#[test]
+fn inflight_regions_that_lie_or_vanish_cost_nobody_else() {
+    let mut stand = Stand::pair();
+    let secret = pattern(77, 0, 4096);
+    stand.driver("issuer").write(1 << 20, &secret).unwrap();
+    let mut polite = stand.started("front");
+    let all_in_flight = |guest: &mut RawGuest, is_started| {
+        for head in 0..128 {
+            guest.inflight().mark(0, head, u64::MAX - u64::from(head % 3), is_started);
+        }
+    };
+    let acts: [&dyn Fn(&mut RawGuest); 6] = [
+        &|guest| all_in_flight(guest, false),
+        &|guest| all_in_flight(guest, true),
+        &|guest| guest.inflight().write(0, 16, &[0xff; 2048]),
+        &|guest| guest.inflight().write(0, 16, &[1; 2048]),
+        &|guest| rustix::fs::ftruncate(guest.inflight().file(), 0).unwrap(),
+        &|guest| {
+            for _ in 0..3 {
+                guest.submit(0, &Request::read(0, 65_536));
+            }
+            rustix::fs::ftruncate(guest.inflight().file(), 0).unwrap();
+        },
+    ];
+    for act in acts {
+        let mut guest = stand.raw("issuer");
+        guest.start(Setup { is_tracked: true, ..Setup::default() });
+        guest.use_own_region();
+        guest.assert_works();
+        act(&mut guest);
+        // While it runs the region is not looked at, so it works on.
+        guest.submit(0, &Request::read(0, 65_536));
+        polite.assert_readable();
+        let _ = guest.front().wire().stream().shutdown(std::net::Shutdown::Both);
+        // What is taken again is what stands in the table: nothing, or what was there last.
+        if guest.inflight().file().metadata().unwrap().len() > 0 {
+            guest.reconnect(&stand.socket("issuer"));
+        }
+        polite.assert_readable();
+        drop(guest);
+        let mut next = stand.started("issuer");
+        next.assert_works();
+        assert!(next.request(&Request::read(2048, 4096)).data == secret, "the disk was changed");
+        assert!(stand.backend().proc().is_running());
+        stand.backend().proc().wait_until_idle();
+    }
+}
+
 #[test]
 fn memory_that_vanishes_costs_nobody_else() {
     run(&[

@@ -1,8 +1,10 @@
 //! One image, one backend: the locks that QEMU takes too.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use receiptdisk_tests::{Scratch, Serve, Stand, StorageDaemon};
+use receiptdisk_tests::{Scratch, Serve, Stand, StorageDaemon, until};
 
 const SIZE: u64 = 1 << 20;
 
@@ -33,6 +35,27 @@ fn second_backend_waits_for_a_lock_that_is_about_to_go() {
     let mut guest = receiptdisk_tests::raw::RawGuest::connect(&waiting.socket("another"));
     guest.start_queues(1);
     guest.assert_works();
+}
+
+/// A read of a killed process may still be on its way into a guest's memory; its descriptor has this byte until then.
+#[test]
+fn backend_waits_for_the_last_read_of_a_killed_one() {
+    const READS_BESIDE_WRITER: i64 = 301;
+    let scratch = Scratch::new();
+    let image = scratch.image(SIZE);
+    let killed = File::open(&image).unwrap();
+    let read_lock = i16::try_from(libc::F_RDLCK).unwrap();
+    let lock =
+        libc::flock { l_type: read_lock, l_whence: 0, l_start: READS_BESIDE_WRITER, l_len: 1, l_pid: 0 };
+    // SAFETY: the descriptor is open and the call only reads the structure.
+    assert_eq!(unsafe { libc::fcntl(killed.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }, 0);
+    let mut waiting = Serve::image(&image).rw("issuer").ro("front").spawn();
+    until("the backend to wait", || waiting.proc().stderr().contains("wait-for-lock").then_some(()));
+    assert!(!waiting.socket("front").exists());
+    drop(killed);
+    let mut guest = receiptdisk_tests::raw::RawGuest::connect(&waiting.socket("front"));
+    guest.start_queues(1);
+    guest.assert_readable();
 }
 
 #[test]

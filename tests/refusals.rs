@@ -5,9 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use receiptdisk_tests::raw::{
-    GUEST_BASE, Memory, Message, Region, Request, Wire, code, feature, flags, mem_table, status,
+    GUEST_BASE, Inflight, Memory, Message, Region, Request, Wire, code, feature, flags, inflight, mem_table,
+    status,
 };
 use receiptdisk_tests::{SECTOR, Stand, until};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// What a peer does wrong, on a connection of its own that is past the greeting.
@@ -46,6 +48,32 @@ impl Peer {
     /// A memory table of one region with another descriptor.
     fn table_from(&self, fd: impl AsFd) -> io::Result<()> {
         self.send(&mem_table(&self.memory.regions(1)), &[fd.as_fd()])
+    }
+
+    /// Everything that queue 0 of 128 entries needs to run, and a region, written by `forge`, that says what is in flight.
+    fn ring_with_region(&self, queues: u16, forge: fn(&Inflight)) -> io::Result<()> {
+        let file = File::from(empty_file());
+        file.set_len(1 << 16)?;
+        let region = Inflight::of_file(file.into(), 1 << 16, queues, 128);
+        forge(&region);
+        let features = feature::PROTOCOL_FEATURES | feature::VERSION_1;
+        self.wire.send(&Message::u64(code::SET_FEATURES, features), &[])?;
+        self.addresses(0, 8192, 4096)?;
+        self.wire.receive()?;
+        self.wire.send(&region.message(), &[region.file().as_fd()])?;
+        let kick = eventfd(0, EventfdFlags::CLOEXEC)?;
+        self.wire.send(&Message::u64(code::SET_VRING_KICK, 0), &[kick.as_fd()])?;
+        self.send(&Message::vring(code::SET_VRING_ENABLE, 0, 1), &[])
+    }
+
+    /// SET_INFLIGHT_FD with a file of 64 KiB.
+    fn region(&self, bytes: u64, offset: u64, queues: u16, queue_size: u16) -> io::Result<()> {
+        let file = File::from(empty_file());
+        file.set_len(1 << 16)?;
+        self.send(
+            &inflight::message(code::SET_INFLIGHT_FD, bytes, offset, queues, queue_size),
+            &[file.as_fd()],
+        )
     }
 
     /// Ring addresses of queue 0 as offsets into guest memory, which is told first.
@@ -122,6 +150,13 @@ fn broken_messages_are_refused() {
         Case {
             name: "body on GET_QUEUE_NUM",
             act: |peer| peer.send(&Message::u64(code::GET_QUEUE_NUM, 0), &[]),
+        },
+        Case {
+            name: "a channel that is no socket",
+            act: |peer| {
+                let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+                peer.send(&Message::new(code::SET_BACKEND_REQ_FD, &[]), &[event.as_fd()])
+            },
         },
         Case { name: "8 surplus descriptors", act: |peer| surplus(peer, 8) },
         Case { name: "253 surplus descriptors", act: |peer| surplus(peer, 253) },
@@ -323,6 +358,60 @@ fn descriptor(peer: &Peer, request: u32, fd: BorrowedFd<'_>) -> io::Result<()> {
 
 fn two_descriptors(peer: &Peer, request: u32) -> io::Result<()> {
     peer.send(&Message::u64(request, 0), &[peer.memory.fd(), peer.memory.fd()])
+}
+
+fn ask_for_region(peer: &Peer, queues: u16, queue_size: u16) -> io::Result<()> {
+    peer.send(&inflight::message(code::GET_INFLIGHT_FD, 0, 0, queues, queue_size), &[])
+}
+
+#[test]
+fn wrong_inflight_regions_are_refused() {
+    run_cases(&[
+        Case { name: "asks for 0 queues", act: |peer| ask_for_region(peer, 0, 128) },
+        Case { name: "asks for queues of 0", act: |peer| ask_for_region(peer, 1, 0) },
+        Case { name: "asks for 65 queues", act: |peer| ask_for_region(peer, 65, 128) },
+        Case { name: "asks for 65535 queues of 65535", act: |peer| ask_for_region(peer, u16::MAX, u16::MAX) },
+        Case { name: "1 TiB of a small file", act: |peer| peer.region(1 << 40, 0, 64, 1024) },
+        Case { name: "smaller than its shape", act: |peer| peer.region(1024, 0, 1, 128) },
+        Case { name: "offset past the file", act: |peer| peer.region(4096, 1 << 16, 1, 16) },
+        Case { name: "offset that wraps", act: |peer| peer.region(4096, u64::MAX - 4095, 1, 16) },
+        Case { name: "offset inside a page", act: |peer| peer.region(4096, 64, 1, 16) },
+        Case { name: "0 queues", act: |peer| peer.region(4096, 0, 0, 16) },
+        Case { name: "queues of 0", act: |peer| peer.region(4096, 0, 1, 0) },
+        Case { name: "65535 queues of 65535", act: |peer| peer.region(u64::MAX, 0, u16::MAX, u16::MAX) },
+        Case {
+            name: "no descriptor",
+            act: |peer| peer.send(&inflight::message(code::SET_INFLIGHT_FD, 4096, 0, 1, 16), &[]),
+        },
+        Case {
+            name: "a descriptor that is no file",
+            act: |peer| {
+                let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+                let message = inflight::message(code::SET_INFLIGHT_FD, 4096, 0, 1, 16);
+                peer.send(&message, &[event.as_fd()])
+            },
+        },
+        Case {
+            name: "of another version",
+            act: |peer| peer.ring_with_region(1, |region| region.write(0, 8, &[2, 0, 128, 0])),
+        },
+        Case {
+            name: "of another queue size",
+            act: |peer| peer.ring_with_region(1, |region| region.write(0, 8, &[1, 0, 64, 0])),
+        },
+        Case {
+            name: "of a ring that is further on",
+            act: |peer| peer.ring_with_region(1, |region| region.write(0, 8, &[1, 0, 128, 0, 0, 0, 9, 9])),
+        },
+        Case {
+            name: "last batch outside the ring",
+            act: |peer| {
+                // Version, entries, head past the last, and one entry behind the ring's index, which is 0.
+                let forge = |region: &Inflight| region.write(0, 8, &[1, 0, 128, 0, 128, 0, 255, 255]);
+                peer.ring_with_region(1, forge)
+            },
+        },
+    ]);
 }
 
 #[test]

@@ -68,6 +68,8 @@ enum CtlCommand {
     Takeover { guest: String },
     /// Let an image be written again after a failed sync
     ClearPoison,
+    /// Make the disk larger (K, M, G, T: powers of 1024) and tell every guest; a device is adopted at its size
+    Resize { size: String },
 }
 
 /// QEMU's vhost-user backend program convention: one guest without a name of its own.
@@ -249,7 +251,7 @@ impl Cli {
     pub fn into_action(self) -> Result<Action, StartError> {
         match self.command {
             Some(Command::Serve(serve)) => serve.into_config().map(|config| Action::Serve(Box::new(config))),
-            Some(Command::Ctl(ctl)) => Ok(ctl.into_action()),
+            Some(Command::Ctl(ctl)) => ctl.into_action(),
             None if self.convention.print_capabilities => Ok(Action::PrintCapabilities),
             None => self.convention.into_config().map(|config| Action::Serve(Box::new(config))),
         }
@@ -257,7 +259,7 @@ impl Cli {
 }
 
 impl Ctl {
-    fn into_action(self) -> Action {
+    fn into_action(self) -> Result<Action, StartError> {
         let command = match self.command {
             CtlCommand::Status => ControlCommand::Status,
             CtlCommand::Stats => ControlCommand::Stats,
@@ -265,8 +267,9 @@ impl Ctl {
             CtlCommand::Unfence { guest } => ControlCommand::Unfence { guest },
             CtlCommand::Takeover { guest } => ControlCommand::Takeover { guest },
             CtlCommand::ClearPoison => ControlCommand::ClearPoison,
+            CtlCommand::Resize { size } => ControlCommand::Resize { bytes: parse_size("resize", &size)? },
         };
-        Action::Ctl { socket: self.control, command, as_json: self.json }
+        Ok(Action::Ctl { socket: self.control, command, as_json: self.json })
     }
 }
 
@@ -328,7 +331,7 @@ impl Serve {
         let state = self.state.unwrap_or_else(|| default_state(&self.image));
         let image = ImageOptions {
             path: self.image,
-            create_bytes: self.create.as_deref().map(parse_size).transpose()?,
+            create_bytes: self.create.as_deref().map(|text| parse_size("--create", text)).transpose()?,
             writable: guests.iter().any(|guest| guest.role.looks_writable()),
             cache: self.cache,
         };

@@ -99,10 +99,10 @@ fn only_readers_never_open_for_writing() {
 #[test]
 fn sizes_are_powers_of_1024() {
     for (text, bytes) in [("512", 512), ("4K", 4096), ("256M", 256 << 20), ("8G", 8 << 30), ("1T", 1 << 40)] {
-        assert_eq!(parse_size(text).unwrap(), bytes);
+        assert_eq!(parse_size("--create", text).unwrap(), bytes);
     }
     for text in ["", "M", "0", "0M", "1.5G", "-1", "4KB", "16777216T", "99999999999999999999"] {
-        assert!(parse_size(text).unwrap_err().to_string().contains("--create"), "{text}");
+        assert!(parse_size("--create", text).unwrap_err().to_string().contains("--create"), "{text}");
     }
 }
 

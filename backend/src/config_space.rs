@@ -54,6 +54,8 @@ pub fn offered_protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::BACKEND_REQ
 }
 
 /// The configuration space of a device with `queues` virtqueues on `disk`.
@@ -65,7 +67,7 @@ pub fn config_space(disk: &Disk, queues: u16) -> [u8; CONFIG_SPACE_BYTES] {
     let blocks = |bytes: u32| bytes / block;
 
     let mut space = Space { bytes: [0; CONFIG_SPACE_BYTES], at: 0 };
-    space.put(&(disk.image().capacity_bytes / SECTOR_BYTES).to_le_bytes()); // 0 capacity
+    space.put(&(disk.image().capacity_bytes() / SECTOR_BYTES).to_le_bytes()); // 0 capacity
     space.put(&SIZE_MAX_BYTES.to_le_bytes()); // 8 size_max
     space.put(&SEG_MAX.to_le_bytes()); // 12 seg_max
     space.put(&[0; 4]); // 16 geometry: not offered

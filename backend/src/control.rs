@@ -37,6 +37,7 @@ pub enum ControlCommand {
     Unfence { guest: String },
     Takeover { guest: String },
     ClearPoison,
+    Resize { bytes: u64 },
 }
 
 /// What does not change while the process runs.
@@ -46,7 +47,6 @@ pub struct StaticStatus {
     pub version: &'static str,
     pub pid: u32,
     pub image: String,
-    pub capacity_bytes: u64,
     pub cache: &'static str,
     pub io_engine: &'static str,
     pub logical_block_bytes: u32,
@@ -139,6 +139,7 @@ impl<'a> Control<'a> {
             ControlCommand::Unfence { guest } => self.operator.unfence(guest),
             ControlCommand::Takeover { guest } => self.operator.take_over(guest),
             ControlCommand::ClearPoison => self.operator.clear_poison(),
+            ControlCommand::Resize { bytes } => self.operator.resize(*bytes),
         };
         match done {
             Ok(()) => {
@@ -163,8 +164,10 @@ impl<'a> Control<'a> {
         };
         let guests: Vec<Value> = self.fixed.guests.iter().enumerate().map(guest).collect();
         let mut status = json!(self.fixed);
+        status["capacity_bytes"] = json!(self.shared.disk.image().capacity_bytes());
         status["poisoned"] = json!(self.shared.disk.is_poisoned());
         status["syncs"] = json!(self.shared.disk.syncs());
+        status["recovery"] = json!(self.shared.recovery.report());
         status["guests"] = json!(guests);
         status
     }

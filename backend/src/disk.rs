@@ -47,7 +47,7 @@ impl Disk {
     /// All of it counts as not synced at first: a process before this one may have been killed.
     #[must_use]
     pub fn new(image: Image, unmap: bool, track_dirty: bool, recorder: Option<Recorder>) -> Self {
-        let whole = ByteRange { start: 0, end: image.capacity_bytes };
+        let whole = ByteRange { start: 0, end: image.capacity_bytes() };
         let disk = Self {
             image,
             unmap,

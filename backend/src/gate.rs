@@ -111,6 +111,11 @@ impl Mailbox {
         queue.push_back(mail);
         self.has_mail.store(true, Ordering::Release);
         drop(queue);
+        self.wake_up();
+    }
+
+    /// Has the worker look around.
+    pub fn wake_up(&self) {
         // The only failure is a full counter: then the worker is awake already.
         let _ = self.wake.write(1);
     }

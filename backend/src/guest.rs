@@ -82,7 +82,8 @@ impl Guest {
         }
         loop {
             let stopping = is_readable(stop);
-            if stopping && matches!(self.endpoint, Endpoint::Connect(_)) {
+            if stopping && (matches!(self.endpoint, Endpoint::Connect(_)) || self.endpoint.outlives_process())
+            {
                 return None;
             }
             match self.endpoint.next_stream() {
@@ -154,6 +155,9 @@ impl Guest {
         let wants_ack = header.need_reply && session.acknowledges() && !message.has_own_reply();
         let answer = match session.apply(message) {
             Ok(Reply::Body(body)) => body,
+            Ok(Reply::BodyAndFd(body, fd)) => {
+                return wire.send(&encode_reply(header.request, &body), Some(fd.as_fd()));
+            }
             Ok(Reply::None) if wants_ack => 0u64.to_le_bytes().to_vec(),
             Ok(Reply::None) => return Ok(()),
             Err(error) if wants_ack => {
@@ -166,6 +170,6 @@ impl Guest {
             }
             Err(error) => return Err(WireError::Refused { request: header.request, error }),
         };
-        wire.send(&encode_reply(header.request, &answer))
+        wire.send(&encode_reply(header.request, &answer), None)
     }
 }

@@ -6,13 +6,15 @@ use std::os::fd::AsRawFd;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
+use thiserror::Error;
 
 use crate::error::StartError;
 use crate::limits::{LOCK_WAIT_SECONDS, SECTOR_BYTES};
-use crate::lock::{holder, lock_image, retry_interval};
+use crate::lock::{holder, lock_image, lock_reader, retry_interval};
 use crate::transfer::Alignment;
 
 /// Alignment that direct IO gets where the kernel does not tell what it needs.
@@ -28,6 +30,24 @@ pub enum CacheMode {
     Direct,
     /// The host's page cache.
     Page,
+}
+
+/// Why the disk cannot have a size.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum ResizeError {
+    #[error("a disk can only grow: it has {capacity} bytes, more than {bytes}")]
+    Smaller { bytes: u64, capacity: u64 },
+    #[error("{bytes} bytes are not a multiple of {unit}")]
+    Odd { bytes: u64, unit: u64 },
+    #[error(
+        "the image has {present} bytes now, and not {bytes}; a device is resized first, and then adopted at its size"
+    )]
+    Present { bytes: u64, present: u64 },
+    #[error("the image is open for reading only")]
+    NoWriter,
+    #[error("the image cannot be made longer: {0}")]
+    Io(#[from] io::Error),
 }
 
 /// How to open the image.
@@ -52,8 +72,8 @@ pub struct Image {
     pub reader: File,
     /// The descriptor that holds the lock and does all IO of writing guests, if any may write.
     pub writer: Option<File>,
-    /// Size in bytes, a multiple of the logical block size.
-    pub capacity_bytes: u64,
+    /// Size in bytes, a multiple of the logical block size. It only grows.
+    capacity_bytes: AtomicU64,
     /// The cache mode in force.
     pub cache: CacheMode,
     /// What the disk demands of a request that goes to it as it is.
@@ -80,6 +100,9 @@ impl Image {
             check_same_file(&reader, writer).map_err(failed)?;
         }
         lock_image(writer.as_ref().unwrap_or(&reader), path, writer.is_some())?;
+        if writer.is_some() {
+            lock_reader(&reader, path)?;
+        }
 
         let capacity_bytes = (&reader).seek(SeekFrom::End(0)).map_err(failed)?;
         let alignment = match cache {
@@ -96,8 +119,41 @@ impl Image {
         let erase_block_bytes =
             rustix::fs::ioctl_blksszget(&reader).map_or(SECTOR_BYTES, |bytes| SECTOR_BYTES.max(bytes.into()));
         let is_in_memory = rustix::fs::fstatfs(&reader).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
-        let path = path.clone();
+        let (path, capacity_bytes) = (path.clone(), AtomicU64::new(capacity_bytes));
         Ok(Self { path, reader, writer, capacity_bytes, cache, alignment, is_in_memory, erase_block_bytes })
+    }
+
+    /// Size of the disk in bytes.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes.load(Ordering::Acquire)
+    }
+
+    /// Makes the file `bytes` long, or looks whether the device is; the disk stays as it is until [`Image::adopt`].
+    ///
+    /// # Errors
+    /// See [`ResizeError`].
+    pub fn lengthen(&self, bytes: u64) -> Result<(), ResizeError> {
+        let writer = self.writer.as_ref().ok_or(ResizeError::NoWriter)?;
+        let (capacity, unit) = (self.capacity_bytes(), self.alignment.offset_bytes.max(SECTOR_BYTES));
+        if bytes < capacity {
+            return Err(ResizeError::Smaller { bytes, capacity });
+        }
+        if !bytes.is_multiple_of(unit) {
+            return Err(ResizeError::Odd { bytes, unit });
+        }
+        let is_file = writer.metadata()?.file_type().is_file();
+        let present = { writer }.seek(SeekFrom::End(0))?;
+        match is_file {
+            true if present <= bytes => Ok(writer.set_len(bytes)?),
+            false if present == bytes => Ok(()),
+            _ => Err(ResizeError::Present { bytes, present }),
+        }
+    }
+
+    /// Lets guests use the file or device up to `bytes`, which it has.
+    pub fn adopt(&self, bytes: u64) {
+        self.capacity_bytes.fetch_max(bytes, Ordering::AcqRel);
     }
 
     /// Checks that nobody has cut the file off: what was on it is lost then, and a write that made it longer again
@@ -107,8 +163,8 @@ impl Image {
     /// When the file is shorter than the disk.
     pub fn check_whole(&self) -> io::Result<()> {
         let metadata = self.reader.metadata()?;
-        if metadata.file_type().is_file() && metadata.len() < self.capacity_bytes {
-            let (bytes, capacity) = (metadata.len(), self.capacity_bytes);
+        if metadata.file_type().is_file() && metadata.len() < self.capacity_bytes() {
+            let (bytes, capacity) = (metadata.len(), self.capacity_bytes());
             return Err(io::Error::other(format!(
                 "the image was cut off: it has {bytes} bytes of {capacity}"
             )));

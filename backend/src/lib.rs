@@ -16,10 +16,13 @@
 //! order of their admission; a completed flush covers every write completed before it was asked for; a guest
 //! that may not write gets an error and changes nothing; a short or failed IO is never a success.
 
+mod activation;
 pub mod args;
 mod chain;
+mod channel;
 mod config_space;
 mod control;
+mod crash;
 pub mod ctl;
 mod dirty;
 mod disk;
@@ -31,6 +34,7 @@ mod group;
 mod guest;
 mod guest_args;
 mod image;
+mod inflight;
 pub mod limits;
 mod lock;
 mod log_limit;
@@ -40,6 +44,7 @@ mod operator;
 pub mod order;
 mod poll;
 mod record;
+mod recovery;
 mod request;
 mod role;
 mod sandbox;

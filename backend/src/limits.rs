@@ -100,6 +100,9 @@ pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Seconds a start waits for the image lock: writes of a killed process land after its death.
 pub const LOCK_WAIT_SECONDS: u64 = 5;
 
+/// Seconds that everybody waits, after a kill, for guests that were writing.
+pub const MAX_RECOVERY_WAIT_SECONDS: u64 = 10;
+
 /// Seconds a stop may take before the process gives up and says so.
 pub const STOP_DEADLINE_SECONDS: u64 = 10;
 

@@ -3,7 +3,9 @@
 //! Byte `100 + i` says "I use permission i", byte `200 + i` says "I do not share permission i";
 //! permission 0 is consistent read, 1 is write. Whoever wants a permission looks whether another
 //! holds the byte of the other hundred. The locks sit on the descriptor that does the IO: they are
-//! free only once the last write of a killed process has landed.
+//! free only once the last write of a killed process has landed. Beside a writer's descriptor there is another for guests
+//! that only read; it holds a byte of our own, so that a late read of a killed process cannot land in memory that its guest
+//! has used again since.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,6 +22,9 @@ const USES_WRITE: i64 = 101;
 const UNSHARES_READ: i64 = 200;
 const UNSHARES_WRITE: i64 = 201;
 
+/// Byte that the reading descriptor of a backend with a writer holds. QEMU knows nothing of it.
+const READS_BESIDE_WRITER: i64 = 301;
+
 // F_RDLCK and the like, in the type that the structure's field has.
 const READ_LOCK: i16 = 0;
 const WRITE_LOCK: i16 = 1;
@@ -27,6 +32,9 @@ const UNLOCK: i16 = 2;
 const _: () = assert!(
     libc::F_RDLCK == READ_LOCK as i32 && libc::F_WRLCK == WRITE_LOCK as i32 && libc::F_UNLCK == UNLOCK as i32
 );
+
+/// A wait that is not worth a line in the log.
+const SILENT_LOCK_WAIT: Duration = Duration::from_millis(300);
 
 /// Between two tries to get the lock: not the same for two processes, so that they do not keep meeting.
 #[must_use]
@@ -40,16 +48,37 @@ pub fn retry_interval() -> Duration {
 /// # Errors
 /// [`StartError::Locked`] names the holder; a file system without locks is an error too.
 pub fn lock_image(file: &File, path: &Path, write: bool) -> Result<(), StartError> {
-    let deadline = Instant::now() + Duration::from_secs(LOCK_WAIT_SECONDS);
+    wait_for(file, path, || try_lock(file, write))
+}
+
+/// Takes the lock of the reading descriptor of a backend that has locked the image as its writer.
+///
+/// # Errors
+/// As for [`lock_image`].
+pub fn lock_reader(file: &File, path: &Path) -> Result<(), StartError> {
+    wait_for(file, path, || {
+        Ok(!is_locked_by_another(file, READS_BESIDE_WRITER)?
+            && set_lock(file, READ_LOCK, READS_BESIDE_WRITER)?)
+    })
+}
+
+fn wait_for(file: &File, path: &Path, lock: impl Fn() -> io::Result<bool>) -> Result<(), StartError> {
+    let began = Instant::now();
+    let deadline = began + Duration::from_secs(LOCK_WAIT_SECONDS);
     let failed = |error| StartError::Image { path: path.into(), doing: "cannot lock it", error };
-    if try_lock(file, write).map_err(failed)? {
+    if lock().map_err(failed)? {
         return Ok(());
     }
-    log::info!("event=wait-for-lock image={} holder=\"{}\"", path.display(), holder(file));
+    let mut was_told = false;
     while Instant::now() < deadline {
         std::thread::sleep(retry_interval());
-        if try_lock(file, write).map_err(failed)? {
+        if lock().map_err(failed)? {
             return Ok(());
+        }
+        // The kernel takes a moment to let go of the descriptors of a process that has ended.
+        if !was_told && began.elapsed() > SILENT_LOCK_WAIT {
+            was_told = true;
+            log::info!("event=wait-for-lock image={} holder=\"{}\"", path.display(), holder(file));
         }
     }
     Err(StartError::Locked { path: path.into(), holder: holder(file) })

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfig, VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion,
-    VhostUserU64, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserConfig, VhostUserInflight, VhostUserMemory, VhostUserMemoryRegion,
+    VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -100,6 +100,39 @@ pub enum Message {
     SetVringEnable(VhostUserVringState),
     GetConfig(VhostUserConfig),
     SetConfig,
+    SetBackendReqFd(OwnedFd),
+    GetInflightFd(Inflight),
+    SetInflightFd(Inflight, OwnedFd),
+}
+
+/// An in-flight region as a message describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inflight {
+    /// Bytes of the region.
+    pub size_bytes: u64,
+    /// Where it begins in its file.
+    pub offset_bytes: u64,
+    /// Rings that it is for.
+    pub queues: u16,
+    /// Entries of each.
+    pub queue_size: u16,
+    /// Bytes of the message's body: with the padding that QEMU sends, or as the specification lists the fields.
+    body_bytes: usize,
+}
+
+impl Inflight {
+    /// Bytes of the fields.
+    const FIELDS_BYTES: usize = 20;
+
+    /// The answer to a wish for this region: it begins with its file and has `size_bytes` bytes, 0 if there is none.
+    #[must_use]
+    pub fn answer(&self, size_bytes: u64) -> Vec<u8> {
+        let [size, offset] = [size_bytes, 0].map(u64::to_le_bytes);
+        let [queues, queue_size] = [self.queues, self.queue_size].map(u16::to_le_bytes);
+        let mut body = [size.as_slice(), &offset, &queues, &queue_size].concat();
+        body.resize(self.body_bytes, 0);
+        body
+    }
 }
 
 /// A ring and a descriptor for it, if there is one.
@@ -123,6 +156,7 @@ impl Message {
                 | Self::GetMaxMemSlots
                 | Self::GetVringBase(_)
                 | Self::GetConfig(_)
+                | Self::GetInflightFd(_)
         )
     }
 
@@ -164,6 +198,12 @@ impl Message {
             FrontendReq::SET_VRING_ENABLE => parts.plain(Self::SetVringEnable),
             FrontendReq::GET_CONFIG => parts.get_config(),
             FrontendReq::SET_CONFIG => Ok(Self::SetConfig),
+            FrontendReq::GET_INFLIGHT_FD => {
+                parts.no_fds()?;
+                parts.inflight().map(Self::GetInflightFd)
+            }
+            FrontendReq::SET_INFLIGHT_FD => parts.set_inflight_fd(),
+            FrontendReq::SET_BACKEND_REQ_FD => parts.set_backend_req_fd(),
             _ => Err(MessageError::UnknownRequest(request)),
         }
     }
@@ -213,6 +253,44 @@ impl Parts<'_> {
         }
         let fd = self.fds.pop().ok_or_else(|| self.bad_fds())?;
         Ok((body, fd))
+    }
+
+    fn inflight(&self) -> Result<Inflight, MessageError> {
+        let body_bytes = self.body.len();
+        if !(Inflight::FIELDS_BYTES..=size_of::<VhostUserInflight>()).contains(&body_bytes) {
+            return Err(self.bad_length());
+        }
+        let mut padded = [0; size_of::<VhostUserInflight>()];
+        padded[..body_bytes].copy_from_slice(self.body);
+        let region: VhostUserInflight = read(&padded).ok_or_else(|| self.bad_length())?;
+        Ok(Inflight {
+            size_bytes: region.mmap_size,
+            offset_bytes: region.mmap_offset,
+            queues: region.num_queues,
+            queue_size: region.queue_size,
+            body_bytes,
+        })
+    }
+
+    fn set_inflight_fd(mut self) -> Result<Message, MessageError> {
+        let region = self.inflight()?;
+        match self.fds.pop() {
+            Some(fd) if self.fds.is_empty() => Ok(Message::SetInflightFd(region, fd)),
+            fd => {
+                self.fds.extend(fd);
+                Err(self.bad_fds())
+            }
+        }
+    }
+
+    fn set_backend_req_fd(mut self) -> Result<Message, MessageError> {
+        if !self.body.is_empty() {
+            return Err(self.bad_length());
+        }
+        if self.fds.len() != 1 {
+            return Err(self.bad_fds());
+        }
+        self.fds.pop().map(Message::SetBackendReqFd).ok_or_else(|| self.bad_fds())
     }
 
     fn vring_fd(mut self, make: impl FnOnce(VringFd) -> Message) -> Result<Message, MessageError> {

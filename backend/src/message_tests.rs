@@ -36,7 +36,7 @@ fn headers_with_wrong_flags_or_sizes_are_refused() {
 
 #[test]
 fn unknown_requests_are_refused() {
-    for request in [0, 6, 7, 19, 22, 31, 33, 39, 40, 99, u32::MAX] {
+    for request in [0, 6, 7, 19, 22, 33, 39, 40, 99, u32::MAX] {
         let refused = Message::decode(request, &[], Vec::new()).err();
         assert_eq!(refused, Some(MessageError::UnknownRequest(request)));
     }
@@ -86,6 +86,26 @@ fn ring_descriptors_come_exactly_when_announced() {
     else {
         panic!("index or descriptor lost")
     };
+}
+
+#[test]
+fn inflight_regions_come_with_or_without_padding_and_with_one_descriptor() {
+    use FrontendReq as R;
+    for len in [20, 24] {
+        assert_eq!(error(R::GET_INFLIGHT_FD, &vec![0; len], 0), None);
+        assert_eq!(error(R::SET_INFLIGHT_FD, &vec![0; len], 1), None);
+    }
+    assert!(error(R::GET_INFLIGHT_FD, &[0; 24], 1).is_some());
+    for (len, descriptors) in [(19, 1), (25, 1), (0, 1), (24, 0), (24, 2)] {
+        assert!(error(R::SET_INFLIGHT_FD, &vec![0; len], descriptors).is_some(), "{len} {descriptors}");
+    }
+    let mut body = [vec![0; 16], vec![2, 0, 128, 0]].concat();
+    let Ok(Message::GetInflightFd(wanted)) = Message::decode(31, &body, Vec::new()) else {
+        panic!("shape lost")
+    };
+    assert_eq!((wanted.queues, wanted.queue_size), (2, 128));
+    body[0] = 7;
+    assert_eq!(wanted.answer(7), body, "as long as the question");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 
 use crate::error::StartError;
+use crate::image::ResizeError;
 use crate::role::{Role, Standing};
 use crate::shared::Shared;
 use crate::state::{State, StateFile};
@@ -30,6 +31,8 @@ pub enum OperatorError {
     ReadOnlyGuest(String),
     #[error("guest {name} may not write next to {writer}; fence that first, or use takeover")]
     AnotherWriter { name: String, writer: String },
+    #[error("{0}")]
+    Resize(ResizeError),
     #[error("the image cannot be synced: {0}; writes stay refused")]
     Sync(io::Error),
     #[error(
@@ -190,6 +193,21 @@ impl Operator {
         let mut state = self.lock();
         self.save_in(&mut state, |state| state.poisoned = false)?;
         self.shared.disk.set_poisoned(false);
+        Ok(())
+    }
+
+    /// Makes the disk larger and tells every guest.
+    ///
+    /// # Errors
+    /// When it cannot be that large. The image may be longer then, the disk is not.
+    pub fn resize(&self, bytes: u64) -> Result<(), OperatorError> {
+        let _command = self.begin_command();
+        let image = self.shared.disk.image();
+        image.lengthen(bytes).map_err(OperatorError::Resize)?;
+        // No guest writes there before a crash of the host could no longer make the file short again.
+        self.sync()?;
+        image.adopt(bytes);
+        self.shared.channels.tell_all_config_change();
         Ok(())
     }
 

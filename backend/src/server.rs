@@ -19,6 +19,7 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::activation::{Activation, CONTROL};
 use crate::args::{Config, EndpointConfig, GuestConfig};
 use crate::control::{Control, StaticGuest, StaticStatus};
 use crate::disk::Disk;
@@ -30,6 +31,7 @@ use crate::image::{CacheMode, Image};
 use crate::limits::{SERIAL_BYTES, STOP_DEADLINE_SECONDS};
 use crate::operator::{Configured, Operator, check_writers};
 use crate::record::Recorder;
+use crate::recovery::Recovery;
 use crate::role::ReadMode;
 use crate::sandbox::{self, Sandbox};
 use crate::session::Offer;
@@ -55,6 +57,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| system("cannot make an eventfd")(error.into()))?;
     check_cpus(&config.cpus)?;
+    let mut activation = Activation::from_environment()?;
     let image = Image::open(&config.image)?;
     let recorder = config.record.as_deref().map(Recorder::create).transpose();
     let recorder = recorder.map_err(system("cannot write the log of --record"))?;
@@ -67,13 +70,16 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let engines = make_engines(config, &disk)?;
     let engine_name = engines.first().map_or("", Engine::name);
     let gate = Gate::new(config.guests.len(), config.unordered).map_err(system("cannot make an eventfd"))?;
-    let shared = Arc::new(Shared::new(disk, gate, config.guests.len()));
+    let names = config.guests.iter().map(|guest| guest.name.clone()).collect();
+    let recovery = Recovery::load(&config.state, names);
+    let shared = Arc::new(Shared::new(disk, gate, recovery, config.guests.len()));
 
     let operator = Operator::new(Arc::clone(&shared), configured, config.multi_writer, state_file, state);
     let operator = Arc::new(operator);
     // All paths are taken before anybody can connect: a front end is never let in and then left.
-    let guests = bind_guests(config)?;
-    let control_listener = bind_control(config)?;
+    let guests = bind_guests(config, &mut activation)?;
+    let control_listener = bind_control(config, &mut activation)?;
+    activation.check_all_taken()?;
     let sandbox = give_up_rights(config).map_err(system("cannot give up rights; see --sandbox"))?;
     sync_before_first_read(&shared, &operator);
     let syncer = start_syncer(&operator, &shared)?;
@@ -95,12 +101,14 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
         if let Some(listener) = &control_listener {
             scope.spawn(|| control.serve(listener, stop.as_fd(), scope));
         }
+        scope.spawn(|| shared.run_recovery());
         for guest in &guests {
             scope.spawn(|| guest.serve(&shared, stop.as_fd()));
         }
         let signal = signals.forever().next();
         log::info!("event=stopping signal={}", signal.unwrap_or(SIGTERM));
         start_stop_deadline();
+        shared.recovery.stop();
         guests.iter().for_each(|guest| guest.endpoint.close());
         control_listener.iter().for_each(Listener::close);
         // Nobody reads it: it stays readable for every thread.
@@ -195,7 +203,10 @@ fn give_up_rights(config: &Config) -> io::Result<Sandbox> {
     sandbox::give_up_rights(&folders)
 }
 
-fn bind_control(config: &Config) -> Result<Option<Listener>, StartError> {
+fn bind_control(config: &Config, activation: &mut Activation) -> Result<Option<Listener>, StartError> {
+    if let Some(fd) = activation.take(CONTROL) {
+        return open_listener(fd).map(Some);
+    }
     config.control.as_deref().map(|path| Listener::bind(path, SocketAccess::default())).transpose()
 }
 
@@ -223,7 +234,6 @@ fn static_status(
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
         image: config.image.path.display().to_string(),
-        capacity_bytes: shared.disk.image().capacity_bytes,
         cache: match shared.disk.image().cache {
             CacheMode::Direct => "direct",
             CacheMode::Page => "page",
@@ -270,22 +280,25 @@ fn run_worker(config: WorkerConfig, shared: Arc<Shared>, engine: Engine) {
     }
 }
 
-fn bind_guests(config: &Config) -> Result<Vec<Guest>, StartError> {
-    let bind = |(worker, guest): (usize, &GuestConfig)| {
+fn bind_guests(config: &Config, activation: &mut Activation) -> Result<Vec<Guest>, StartError> {
+    let mut bind = |(worker, guest): (usize, &GuestConfig)| {
         let endpoint = match &guest.endpoint {
             EndpointConfig::Connect(path) => Endpoint::Connect(path.clone()),
-            EndpointConfig::Listen(path) => Endpoint::Listen(Listener::bind(path, guest.access)?),
+            EndpointConfig::Listen(path) => Endpoint::Listen(match activation.take(&guest.name) {
+                Some(fd) => open_listener(fd)?,
+                None => Listener::bind(path, guest.access)?,
+            }),
             EndpointConfig::ListenFd(fd) => Endpoint::Listen(open_listener(*fd)?),
         };
         let offer = Offer { role: guest.role, queues: config.queues, queue_size: config.queue_size };
         Ok(Guest { name: guest.name.clone(), endpoint, offer, worker })
     };
-    config.guests.iter().enumerate().map(bind).collect()
+    config.guests.iter().enumerate().map(&mut bind).collect()
 }
 
 /// A listening socket that the parent process has left open as descriptor `fd`.
 fn open_listener(fd: i32) -> Result<Listener, StartError> {
-    let bad = || StartError::Usage(format!("--fd {fd}: not an open, listening unix socket"));
+    let bad = || StartError::Usage(format!("descriptor {fd}: not an open, listening unix socket"));
     let target = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|_| bad())?;
     if fd <= 2 || !target.to_string_lossy().starts_with("socket:") {
         return Err(bad());
@@ -318,7 +331,7 @@ fn announce(config: &Config, shared: &Shared, sandbox: Sandbox) {
     log::info!(
         "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={} seccomp={} landlock={:?}",
         image.path.display(),
-        image.capacity_bytes,
+        image.capacity_bytes(),
         image.cache,
         image.logical_block_bytes(),
         config.guests.len(),

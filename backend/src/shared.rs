@@ -1,7 +1,9 @@
 //! What all guests share: the disk, the order of requests on it, and what is counted.
 
+use crate::channel::Channels;
 use crate::disk::Disk;
 use crate::gate::{Gate, Mailbox};
+use crate::recovery::Recovery;
 use crate::stats::GuestStats;
 use crate::syncer::Syncer;
 use crate::worker::Mail;
@@ -15,15 +17,19 @@ pub struct Shared {
     pub syncer: Syncer,
     /// The order of requests, and the way workers tell each other.
     pub gate: Gate,
+    /// The way back to the guests' front ends.
+    pub channels: Channels,
+    /// Who is waited for after a kill.
+    pub recovery: Recovery,
     stats: Vec<GuestStats>,
 }
 
 impl Shared {
     /// State for `workers` workers on `disk`, which meet at `gate`.
     #[must_use]
-    pub fn new(disk: Disk, gate: Gate, workers: usize) -> Self {
+    pub fn new(disk: Disk, gate: Gate, recovery: Recovery, workers: usize) -> Self {
         let stats = (0..workers).map(|_| GuestStats::default()).collect();
-        Self { disk, syncer: Syncer::default(), gate, stats }
+        Self { disk, syncer: Syncer::default(), gate, channels: Channels::new(workers), recovery, stats }
     }
 
     /// Carries out slow operations until the syncer is stopped, and calls `keep_poison` before any guest
@@ -36,6 +42,11 @@ impl Shared {
             let mail = Mail::SlowDone { token: waiter.token, result };
             self.mailbox(waiter.worker).send(mail);
         });
+    }
+
+    /// Waits for guests that were writing when an earlier process was killed, then lets all workers go on.
+    pub fn run_recovery(&self) {
+        self.recovery.wait(|| (0..self.stats.len()).for_each(|worker| self.mailbox(worker).wake_up()));
     }
 
     /// The counters of a worker's guest, by index.

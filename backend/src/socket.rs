@@ -46,6 +46,12 @@ impl Endpoint {
         }
     }
 
+    /// Whether connections that nobody has accepted wait for the next process.
+    #[must_use]
+    pub fn outlives_process(&self) -> bool {
+        matches!(self, Self::Listen(listener) if listener.made.is_none())
+    }
+
     /// Lets nobody connect any more.
     pub fn close(&self) {
         if let Self::Listen(listener) = self {

@@ -4,13 +4,13 @@ use crate::error::StartError;
 use crate::limits::MAX_CPUS;
 use crate::throttle::Rate;
 
-/// Bytes of a `--create` such as `512`, `64K`, `256M`, `8G`, `1T`.
+/// Bytes of a size that `option` gives, such as `512`, `64K`, `256M`, `8G`, `1T`.
 ///
 /// # Errors
 /// When it is none.
-pub fn parse_size(text: &str) -> Result<u64, StartError> {
+pub fn parse_size(option: &str, text: &str) -> Result<u64, StartError> {
     let bad =
-        || StartError::Usage(format!("--create {text}: a size is a number and K, M, G or T, such as 256M"));
+        || StartError::Usage(format!("{option} {text}: a size is a number and K, M, G or T, such as 256M"));
     parse_bytes(text).ok_or_else(bad)
 }
 

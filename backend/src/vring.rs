@@ -15,6 +15,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::chain::{Chain, ChainError, DescriptorTable};
+use crate::crash::{self, Point};
+use crate::inflight::Tracker;
 use crate::memory::Mem;
 
 /// The used ring (virtio 1.2, 2.7.8): flags u16, index u16, then entries of 8 bytes.
@@ -45,12 +47,21 @@ pub struct Vring {
     /// Entries written to the used ring that its index does not show yet.
     unpublished: u16,
     broken: bool,
+    /// Keeps what is in flight for the next process, if the front end wants that.
+    tracker: Option<Tracker>,
 }
 
 impl Vring {
     /// A ring that is ready to run for a driver that accepted `features`; `queue` has been checked against `mem`.
     #[must_use]
-    pub fn new(queue: Queue, mem: Arc<Mem>, kick: OwnedFd, call: Option<OwnedFd>, features: u64) -> Self {
+    pub fn new(
+        queue: Queue,
+        mem: Arc<Mem>,
+        kick: OwnedFd,
+        call: Option<OwnedFd>,
+        features: u64,
+        tracker: Option<Tracker>,
+    ) -> Self {
         Self {
             queue,
             mem,
@@ -62,6 +73,7 @@ impl Vring {
             kick_asked: false,
             unpublished: 0,
             broken: false,
+            tracker,
         }
     }
 
@@ -93,10 +105,28 @@ impl Vring {
         let before = heads.len();
         let drained = self.try_take(limit, heads);
         self.in_flight += heads.len() - before;
+        if let Some(tracker) = &mut self.tracker {
+            heads[before..].iter().for_each(|&head| tracker.take(head));
+            if heads.len() > before {
+                crash::here(Point::Marked);
+            }
+        }
         drained.unwrap_or_else(|error| {
             self.note_broken(&error);
             true
         })
+    }
+
+    /// Counts a request that an earlier process had taken.
+    pub fn take_again(&mut self) {
+        self.in_flight += 1;
+    }
+
+    /// Notes that the write at `head` begins to change the disk.
+    pub fn note_started(&self, head: u16) {
+        if let Some(tracker) = &self.tracker {
+            tracker.note_started(head);
+        }
     }
 
     fn try_take(&mut self, limit: usize, heads: &mut Vec<u16>) -> Result<bool, virtio_queue::Error> {
@@ -172,7 +202,13 @@ impl Vring {
         let entry = (u64::from(written_bytes) << 32 | u64::from(head)).to_le();
         let address = self.queue.used_ring() + USED_HEADER_BYTES + at * USED_ENTRY_BYTES;
         match self.mem.write_obj(entry, GuestAddress(address)) {
-            Ok(()) => self.unpublished += 1,
+            Ok(()) => {
+                self.unpublished += 1;
+                if let Some(tracker) = &mut self.tracker {
+                    tracker.give_back(head);
+                }
+                crash::here(Point::UsedEntry);
+            }
             Err(error) => self.note_broken(&virtio_queue::Error::GuestMemory(error)),
         }
     }
@@ -189,6 +225,11 @@ impl Vring {
         if let Err(error) = self.mem.store(new.to_le(), index, Ordering::Release) {
             return self.note_broken(&virtio_queue::Error::GuestMemory(error));
         }
+        crash::here(Point::UsedIndex);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.published(new);
+        }
+        crash::here(Point::Published);
         // The guest's wish is read after the index is written: it writes its wish and then reads the index.
         fence(Ordering::SeqCst);
         if self.wants_signal(old, new) {

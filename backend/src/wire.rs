@@ -4,7 +4,7 @@
 //! message whose bytes they came with. Every wait also ends when the process stops.
 
 use std::cell::Cell;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use thiserror::Error;
 
@@ -92,20 +93,33 @@ impl<'a> Wire<'a> {
         Ok(Frame { header, body, fds })
     }
 
-    /// Sends an answer.
+    /// Sends an answer, and a descriptor with it.
     ///
     /// # Errors
     /// When the front end is gone or the process stops meanwhile.
-    pub fn send(&self, mut bytes: &[u8]) -> Result<(), WireError> {
+    pub fn send(&self, mut bytes: &[u8], mut fd: Option<BorrowedFd<'_>>) -> Result<(), WireError> {
         while !bytes.is_empty() {
-            match send(&self.stream, bytes, SendFlags::NOSIGNAL) {
-                Ok(sent) => bytes = &bytes[sent..],
+            match self.send_some(bytes, fd) {
+                Ok(sent) => {
+                    bytes = &bytes[sent..];
+                    fd = None;
+                }
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT, true)?,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(io::Error::from(error).into()),
             }
         }
         Ok(())
+    }
+
+    fn send_some(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<usize, Errno> {
+        let fds = fd.as_slice();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(Errno::NOBUFS);
+        }
+        sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
     }
 
     /// Fills `bytes` from the socket; `closed` is the error when it ends before the first of them.

@@ -131,6 +131,13 @@ impl Backend {
         &mut self.proc
     }
 
+    /// Kills it and waits for the end.
+    #[track_caller]
+    pub fn kill(&mut self) -> Exit {
+        self.proc.signal(Signal::KILL);
+        self.proc.wait()
+    }
+
     /// Ends it as an operator does and waits for the end.
     #[track_caller]
     pub fn terminate(&mut self) -> Exit {

@@ -101,6 +101,13 @@ impl Guest {
         self.text_until("\n")
     }
 
+    /// Pulls the plug: kills QEMU and waits for its end.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.proc.signal(rustix::process::Signal::KILL);
+        self.proc.wait();
+    }
+
     /// Ends the shell; the guest powers off and QEMU ends.
     #[track_caller]
     pub fn power_off(mut self) -> Exit {

@@ -110,6 +110,15 @@ impl Recorder {
     /// When a request fails, or a sector holds what no write would write.
     #[track_caller]
     pub fn record(&mut self, base: u64, load: Load) -> History {
+        self.record_while(base, load, |_| ())
+    }
+
+    /// As [`Recorder::record`], with `disturb` called again and again meanwhile.
+    ///
+    /// # Panics
+    /// As there.
+    #[track_caller]
+    pub fn record_while(&mut self, base: u64, load: Load, mut disturb: impl FnMut(&mut [Client])) -> History {
         self.now = 0;
         let initial =
             versions(&self.clients[0].guest.request(&Request::read(base, load.sectors * SECTOR)).data, base);
@@ -126,6 +135,7 @@ impl Recorder {
                     self.submit(client, count, base, load, &mut history, &mut in_flight);
                 }
             }
+            disturb(&mut self.clients);
             if !self.collect(base, &mut history, &mut in_flight) {
                 std::thread::yield_now();
             }

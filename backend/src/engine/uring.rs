@@ -2,8 +2,8 @@
 //!
 //! Invariant: at most [`MAX_IN_FLIGHT`] IOs are under way, so neither ring can overflow.
 //!
-//! Guest memory is not registered with the ring: that would pin all of it, keep ballooning and huge page merging from working, and be
-//! redone at each change of the memory table, for a few percent of the processor time of an IO (docs/tuning.md has the measurement).
+//! Guest memory is not registered with the ring: that would pin all of it, keep ballooning and page merging from working, and be
+//! redone at each change of the memory table.
 
 use std::fs::File;
 use std::io;

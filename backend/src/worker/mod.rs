@@ -27,7 +27,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use self::requests::InFlight;
 use self::rings::Running;
 use crate::chain::Chain;
+use crate::crash::{self, Point};
 use crate::engine::{Completion, Engine};
+use crate::inflight::Recovered;
 use crate::limits::{MAX_BATCH, MAX_BOUNCE_BUFFERS, MAX_IN_FLIGHT};
 use crate::log_limit::LogLimit;
 use crate::memory::HostSlice;
@@ -62,6 +64,8 @@ pub enum Mail {
         vring: Box<Vring>,
         /// Feature bits the driver accepted.
         features: u64,
+        /// What an earlier process had in flight.
+        recovered: Recovered,
         /// Told that the ring runs, or gets it back.
         reply: Sender<Result<(), (io::Error, Box<Vring>)>>,
     },
@@ -238,6 +242,9 @@ impl Worker {
             self.read_mail();
             self.drain_rings();
             self.engine.flush_submissions();
+            if !self.requests.is_empty() {
+                crash::here(Point::Submitted);
+            }
             self.reap_completions();
             self.settle();
         }
@@ -351,8 +358,8 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         while let Some(mail) = shared.mailbox(self.config.index).receive() {
             match mail {
-                Mail::Start { index, vring, features, reply } => {
-                    let started = self.start_ring(index, vring, features);
+                Mail::Start { index, vring, features, recovered, reply } => {
+                    let started = self.start_ring(index, vring, features, recovered);
                     // A session that does not wait for the answer is gone, and stops its rings itself.
                     let _ = reply.send(started);
                 }

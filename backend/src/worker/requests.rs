@@ -5,6 +5,7 @@ use std::io;
 use log::Level;
 
 use super::Worker;
+use crate::crash::{self, Point};
 use crate::execute::{self, Context, Kind, Ranges, Start, Work};
 use crate::limits::{MAX_IN_FLIGHT, MAX_SPARE_SEGMENTS};
 use crate::memory::HostSlice;
@@ -43,7 +44,7 @@ impl Worker {
             ring.give_back(head, 0);
             return self.count(Counter::Errors, 1);
         }
-        let Some(request) = Request::parse(&mut self.chain, self.shared.disk.image().capacity_bytes) else {
+        let Some(request) = Request::parse(&mut self.chain, self.shared.disk.image().capacity_bytes()) else {
             log::debug!("guest={} event=no-status-byte queue={queue}", self.config.guest);
             ring.give_back(head, 0);
             return self.count(Counter::Errors, 1);
@@ -131,6 +132,10 @@ impl Worker {
         if self.requests[token].kind.changes_disk() && self.shared.disk.is_poisoned() {
             return self.finish(token, Status::IoErr, 0);
         }
+        if self.requests[token].kind.changes_disk() {
+            self.note_started(token);
+        }
+        crash::here(Point::Granted);
         let work = &mut self.requests[token].work;
         match work {
             Work::Transfer { bounces: false, .. } => self.submit_next(token),
@@ -141,6 +146,13 @@ impl Worker {
                 }
             }
             Work::AwaitSlow { .. } => {}
+        }
+    }
+
+    fn note_started(&self, token: usize) {
+        let InFlight { queue, head, .. } = self.requests[token];
+        if let Some(ring) = &self.rings[queue] {
+            ring.vring.note_started(head);
         }
     }
 

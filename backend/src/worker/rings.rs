@@ -1,5 +1,6 @@
 //! The rings of a worker: started, stopped, drained a batch at a time, signalled.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -8,6 +9,8 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
 use super::{Worker, watch};
+use crate::crash::{self, Point};
+use crate::inflight::Recovered;
 use crate::limits::{
     MAX_BATCH, MAX_BATCH_IN_LINE, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_ROUND_DESCRIPTORS,
 };
@@ -24,6 +27,8 @@ pub(super) struct Running {
     pub(super) ready: bool,
     pub(super) stopping: Option<Sender<Box<Vring>>>,
     pub(super) abandoned: bool,
+    /// Heads that an earlier process had taken, to be carried out before any new one.
+    pub(super) replay: VecDeque<u16>,
 }
 
 impl Worker {
@@ -32,6 +37,7 @@ impl Worker {
         index: usize,
         vring: Box<Vring>,
         features: u64,
+        recovered: Recovered,
     ) -> Result<(), (io::Error, Box<Vring>)> {
         if self.rings.len() <= index {
             self.rings.resize_with(index + 1, || None);
@@ -45,8 +51,31 @@ impl Worker {
         vring.signal();
         self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         // Requests may have been there before the kick descriptor was.
-        self.rings[index] = Some(Running { vring, ready: true, stopping: None, abandoned: false });
+        let Recovered { started, waiting } = recovered;
+        let replay = waiting.into();
+        self.rings[index] = Some(Running { vring, ready: true, stopping: None, abandoned: false, replay });
+        if !started.is_empty() {
+            self.restart_writes(index, &started);
+        }
         Ok(())
+    }
+
+    /// Carries out again what may be half done, whatever else waits: until then nobody may look at its range.
+    fn restart_writes(&mut self, index: usize, heads: &[u16]) {
+        let mut heads = heads.iter().copied();
+        while self.free_places() > 0 && heads.len() > 0 {
+            let batch = self.free_places().min(MAX_BATCH);
+            for head in heads.by_ref().take(batch) {
+                self.rings[index].iter_mut().for_each(|ring| ring.vring.take_again());
+                self.begin(index, head);
+            }
+            self.admit_batch();
+        }
+        // No process has more in flight: a front end that says so waits for its turn.
+        if let Some(ring) = &mut self.rings[index] {
+            heads.rev().for_each(|head| ring.replay.push_front(head));
+        }
+        crash::here(Point::Replayed);
     }
 
     pub(super) fn stop_ring(&mut self, index: usize, abandon: bool, reply: Sender<Box<Vring>>) {
@@ -59,6 +88,8 @@ impl Worker {
         {
             log::warn!("guest={} event=unwatch-failed queue={index} error=\"{error}\"", self.config.guest);
         }
+        // What has not begun stays in flight for whoever runs the ring next.
+        ring.replay.clear();
         ring.stopping = Some(reply);
         ring.abandoned = abandon;
     }
@@ -86,13 +117,15 @@ impl Worker {
         if !has_room || !self.rings[index].as_ref().is_some_and(Running::may_take) {
             return 0;
         }
-        let room = room.min(self.share());
+        let is_replay = self.rings[index].as_ref().is_some_and(|ring| !ring.replay.is_empty());
+        // What was taken once has been counted as the guest's share.
+        let room = if is_replay { room } else { room.min(self.share()) };
         let Some(ring) = self.rings[index].as_mut().filter(|_| room > 0) else {
             return 0;
         };
         let mut walked = 0;
         let mut heads = std::mem::take(&mut self.heads);
-        ring.ready = !ring.vring.take(room, &mut heads);
+        ring.take(room, &mut heads);
         for head in heads.drain(..) {
             self.begin(index, head);
             walked += self.chain.walked;
@@ -123,7 +156,10 @@ impl Worker {
 
     /// Whether another request may be taken.
     pub(super) fn has_room(&self) -> bool {
-        self.held_until.is_none() && self.free_places() > 0 && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+        self.held_until.is_none()
+            && !self.shared.recovery.is_holding()
+            && self.free_places() > 0
+            && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
     }
 
     /// Shows guests what has ended, releases its ranges, and runs what that lets run; then hands back the rings
@@ -159,6 +195,19 @@ impl Worker {
 impl Running {
     pub(super) fn may_take(&self) -> bool {
         self.ready && self.stopping.is_none()
+    }
+
+    /// Takes up to `limit` heads: first those that an earlier process had taken.
+    fn take(&mut self, limit: usize, heads: &mut Vec<u16>) {
+        if self.replay.is_empty() {
+            self.ready = !self.vring.take(limit, heads);
+            return;
+        }
+        let count = self.replay.len().min(limit);
+        for head in self.replay.drain(..count) {
+            self.vring.take_again();
+            heads.push(head);
+        }
     }
 
     /// Writes the status byte and gives the chain back.

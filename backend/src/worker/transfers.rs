@@ -5,6 +5,7 @@ use std::io;
 use log::Level;
 
 use super::Worker;
+use crate::crash::{self, Point};
 use crate::engine::Completion;
 use crate::execute::Work;
 use crate::limits::BOUNCE_BUFFER_BYTES;
@@ -46,6 +47,7 @@ impl Worker {
             Ok(0) => self.fail_transfer(token, &io::Error::other("the image ends before the disk does")),
             Ok(count) => {
                 transfer.advance(count);
+                crash::here(Point::IoDone);
                 return true;
             }
             Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) && transfer.may_try_again() => {

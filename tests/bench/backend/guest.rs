@@ -38,6 +38,7 @@ const RANGE_BYTES: u32 = 16;
 /// A queue of a guest.
 pub struct Guest {
     memory: Arc<Memory>,
+    sectors: u64,
     ring: Ring,
     tables: u64,
     buffers: u64,
@@ -71,6 +72,7 @@ impl Guest {
         let accepted = front.features() & !feature::CONFIG_WCE;
         front.must(&Message::u64(code::SET_FEATURES, accepted), &[]);
         front.set_mem_table(&memory, &memory.regions(1));
+        let sectors = front.config().capacity;
         let (memory, front) = (Arc::new(memory), Arc::new(front));
         let start = |(queue, (ring, tables, buffers))| {
             let [kick, call] = start_queue(&front, queue, &ring);
@@ -79,6 +81,7 @@ impl Guest {
             epoll::add(&called, &call, epoll::EventData::new_u64(0), edges).unwrap();
             let guest = Self {
                 memory: Arc::clone(&memory),
+                sectors,
                 ring,
                 tables,
                 buffers,
@@ -100,7 +103,7 @@ impl Guest {
 
     /// Sectors that the device tells.
     pub fn sectors(&self) -> u64 {
-        self._front.config().capacity
+        self.sectors
     }
 
     /// What does not change about a slot; its buffer is filled, so that its pages exist.

@@ -1,7 +1,8 @@
 //! The conversation of a front end: each call sends one message and checks its answer.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
 use super::config::Config;
 use super::memory::{Memory, Region};
@@ -28,7 +29,7 @@ impl Front {
         assert_ne!(front.features & feature::PROTOCOL_FEATURES, 0, "no protocol features");
         front.protocol_features = front.get(code::GET_PROTOCOL_FEATURES)?;
         let known = protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG | protocol::CONFIGURE_MEM_SLOTS;
-        let accepted = front.protocol_features & known;
+        let accepted = front.protocol_features & (known | protocol::INFLIGHT_SHMFD | protocol::BACKEND_REQ);
         front.wire.send(&Message::u64(code::SET_PROTOCOL_FEATURES, accepted), &[])?;
         front.wire.send(&Message::new(code::SET_OWNER, &[]), &[])?;
         Ok(front)
@@ -93,6 +94,14 @@ impl Front {
         let acknowledged = self.acknowledged(message, fds);
         let request = message.request;
         assert_eq!(acknowledged.expect("an acknowledgement"), 0, "request {request} was refused");
+    }
+
+    /// Gives the backend a way to speak first; returns the front end's end of it.
+    #[track_caller]
+    pub fn open_channel(&self) -> Wire {
+        let (own, other) = UnixStream::pair().unwrap();
+        self.must(&Message::new(code::SET_BACKEND_REQ_FD, &[]), &[other.as_fd()]);
+        Wire::over(own)
     }
 
     /// Reads `len` bytes of the configuration space.

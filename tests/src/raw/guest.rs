@@ -9,6 +9,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::feature;
 use super::front::Front;
+use super::inflight::Inflight;
 use super::memory::Memory;
 use super::request::{Request, status};
 use super::ring::{Desc, Ring, desc_flags};
@@ -32,11 +33,13 @@ pub struct Setup {
     pub features: u64,
     /// Pieces that the memory is told in.
     pub regions: u64,
+    /// Whether what is in flight is kept in a region that outlives the backend.
+    pub is_tracked: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { queues: 1, size: 128, start: 0, features: USUAL_FEATURES, regions: 1 }
+        Self { queues: 1, size: 128, start: 0, features: USUAL_FEATURES, regions: 1, is_tracked: false }
     }
 }
 
@@ -85,6 +88,7 @@ pub struct RawGuest {
     memory: Memory,
     queues: Vec<Queue>,
     accepted: u64,
+    inflight: Option<Inflight>,
 }
 
 impl RawGuest {
@@ -104,7 +108,7 @@ impl RawGuest {
     #[track_caller]
     pub fn greet(wire: Wire) -> Self {
         let front = Front::greet(wire).expect("the backend answers");
-        Self { front, memory: Memory::new(), queues: Vec::new(), accepted: 0 }
+        Self { front, memory: Memory::new(), queues: Vec::new(), accepted: 0, inflight: None }
     }
 
     /// The message layer.
@@ -131,7 +135,58 @@ impl RawGuest {
     pub fn start(&mut self, setup: Setup) {
         self.accept(setup.features);
         self.tell_memory(setup.regions);
+        if setup.is_tracked {
+            let region = Inflight::ask(&self.front, setup.queues, setup.size);
+            region.tell(&self.front);
+            self.inflight = Some(region);
+        }
         self.start_rings(setup);
+    }
+
+    /// Connects anew, to the next backend, with the same memory, rings and requests in flight, as QEMU does.
+    #[track_caller]
+    pub fn reconnect(&mut self, socket: &Path) {
+        self.greet_again(socket);
+        for index in 0..self.queues.len() {
+            self.start_again(index);
+        }
+    }
+
+    /// The part of [`RawGuest::reconnect`] before any queue starts.
+    #[track_caller]
+    pub fn greet_again(&mut self, socket: &Path) {
+        // One connection at a time is served.
+        let _ = self.front.wire().stream().shutdown(std::net::Shutdown::Both);
+        self.front = Front::greet(listening(|| Wire::connect(socket))).expect("the backend answers");
+        self.front.must(&Message::u64(code::SET_FEATURES, self.accepted), &[]);
+        self.tell_memory(1);
+        self.inflight.iter().for_each(|region| region.tell(&self.front));
+    }
+
+    /// The part of [`RawGuest::reconnect`] that starts one queue.
+    #[track_caller]
+    pub fn start_again(&mut self, index: usize) {
+        let queue = &self.queues[index];
+        let start = queue.ring.used_index(&self.memory);
+        queue.announce(&self.front, u16::try_from(index).unwrap(), queue.ring.size(), start);
+    }
+
+    /// The region that keeps what is in flight.
+    pub fn inflight(&self) -> &Inflight {
+        self.inflight.as_ref().expect("a tracked guest")
+    }
+
+    /// Goes on with a region of its own making, which is not sealed.
+    #[track_caller]
+    pub fn use_own_region(&mut self) {
+        let region = self.inflight().unsealed_copy();
+        region.tell(&self.front);
+        self.inflight = Some(region);
+    }
+
+    /// Requests that were submitted and not seen to be answered.
+    pub fn in_flight(&self) -> usize {
+        self.queues.iter().map(|queue| queue.pending.len()).sum()
     }
 
     /// Tells the memory in `count` regions: in one table where it holds them, else one by one.
@@ -154,7 +209,7 @@ impl RawGuest {
     pub fn start_rings(&mut self, setup: Setup) {
         for index in 0..setup.queues {
             let queue = Queue::new(&mut self.memory, setup.size, setup.start);
-            queue.announce(&self.front, index, setup);
+            queue.announce(&self.front, index, setup.size, setup.start);
             self.queues.push(queue);
         }
     }
@@ -163,7 +218,7 @@ impl RawGuest {
     pub fn restart_queue(&mut self, queue: u16, start: u16) {
         let setup = Setup { start, size: self.ring(usize::from(queue)).size(), ..Setup::default() };
         let fresh = Queue::new(&mut self.memory, setup.size, start);
-        fresh.announce(&self.front, queue, setup);
+        fresh.announce(&self.front, queue, setup.size, start);
         self.queues[usize::from(queue)] = fresh;
     }
 
@@ -331,8 +386,9 @@ impl RawGuest {
         head
     }
 
+    /// Waits for a call of the device.
     #[track_caller]
-    fn wait_for_call(&self, queue: usize) {
+    pub fn wait_for_call(&self, queue: usize) {
         let call = &self.queues[queue].call;
         match first_readable(&[call.as_fd(), self.front.wire().stream().as_fd()]) {
             Some(0) => rustix::io::read(call, &mut [0; 8]).unwrap(),
@@ -354,10 +410,10 @@ impl Queue {
     }
 
     /// Tells the backend of the queue in QEMU's order.
-    fn announce(&self, front: &Front, index: u16, setup: Setup) {
+    fn announce(&self, front: &Front, index: u16, size: u16, start: u16) {
         let queue = u32::from(index);
-        front.must(&Message::vring(code::SET_VRING_NUM, queue, u32::from(setup.size)), &[]);
-        front.must(&Message::vring(code::SET_VRING_BASE, queue, u32::from(setup.start)), &[]);
+        front.must(&Message::vring(code::SET_VRING_NUM, queue, u32::from(size)), &[]);
+        front.must(&Message::vring(code::SET_VRING_BASE, queue, u32::from(start)), &[]);
         front.set_vring_addr(queue, &self.ring);
         front.set_vring_fd(code::SET_VRING_KICK, u64::from(queue), self.kick.as_fd());
         front.set_vring_fd(code::SET_VRING_CALL, u64::from(queue), self.call.as_fd());

@@ -15,6 +15,7 @@
 mod config;
 mod front;
 mod guest;
+pub mod inflight;
 mod memory;
 mod request;
 mod ring;
@@ -23,6 +24,7 @@ mod wire;
 pub use config::Config;
 pub use front::{Front, mem_table};
 pub use guest::{Buffer, Outcome, RawGuest, Setup};
+pub use inflight::Inflight;
 pub use memory::{GUEST_BASE, Memory, Region};
 pub use request::{Request, SegmentFlags, kind, status};
 pub use ring::{Desc, Ring, desc_flags};
@@ -66,8 +68,12 @@ pub mod protocol {
     pub const MQ: u64 = 1 << 0;
     /// Every message may ask for an acknowledgement.
     pub const REPLY_ACK: u64 = 1 << 3;
+    /// SET_BACKEND_REQ_FD.
+    pub const BACKEND_REQ: u64 = 1 << 5;
     /// GET_CONFIG and SET_CONFIG.
     pub const CONFIG: u64 = 1 << 9;
+    /// GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+    pub const INFLIGHT_SHMFD: u64 = 1 << 12;
     /// ADD_MEM_REG and REM_MEM_REG.
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 }

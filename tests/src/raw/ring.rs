@@ -87,6 +87,16 @@ impl Ring {
         self.used
     }
 
+    /// The index after the last used entry, seen or not.
+    pub fn used_index(&self, memory: &Memory) -> u16 {
+        memory.load(self.used + 2)
+    }
+
+    /// Takes free descriptors from the other end from now on: heads that come later are lower.
+    pub fn turn_round(&mut self) {
+        self.free.reverse();
+    }
+
     /// Number of entries.
     pub fn size(&self) -> u16 {
         self.size

@@ -1,0 +1,167 @@
+//! Two QEMU guests at work while the backend, or one of them, is killed again and again.
+//!
+//! `RECEIPTDISK_GUEST_KILLS` says how often; the long run has 200 kills of the backend.
+
+use receiptdisk_tests::rng::Rng;
+use receiptdisk_tests::{Backend, Ctl, Guest, Scratch, Serve, Stand, until};
+
+const KILLS: &str = "RECEIPTDISK_GUEST_KILLS";
+
+/// Puts versions of seven paths as fast as it can until it is told to stop. A version says its number, and its length
+/// follows from that.
+const WRITER: &str = "n=0; while [ ! -e /tmp/stop ]; do n=$((n + 1)); \
+     { printf %08d $n; head -c $((n * 977 % 90000)) /dev/zero; } > /tmp/r; \
+     receipt put --new-version day/$((n % 7)).png /tmp/r > /dev/null || echo put $n failed; \
+     echo $n > /tmp/acknowledged.$((n % 7)); done";
+
+/// Gets them as fast as it can: each get gives a whole version, and none older than the one before.
+const READER: &str = "n=0; while [ ! -e /tmp/stop ]; do n=$((n + 1)); k=$((n % 7)); \
+     receipt get day/$k.png -o /tmp/r || echo get $k failed; v=$(head -c 8 /tmp/r); \
+     [ \"$v\" -ge \"$(cat /tmp/seen.$k)\" ] || echo $k is stale; echo $v > /tmp/seen.$k; \
+     m=$(echo $v | sed 's/^0*//'); [ $(wc -c < /tmp/r) = $((m * 977 % 90000 + 8)) ] || echo $k is not whole; done";
+
+/// Large reads past the page cache, so that there is always something in flight.
+const SCAN: &str = "while [ ! -e /tmp/stop ]; do \
+     dd if=/dev/vda of=/dev/null bs=1M iflag=direct 2> /tmp/dd || { echo scan failed; cat /tmp/dd; }; done";
+
+/// Guests, disk and backend. Guests before the backend, and that before its files.
+struct Pair {
+    issuer: Guest,
+    front: Guest,
+    backend: Backend,
+    scratch: Scratch,
+}
+
+fn kills(in_every_run: u32) -> u32 {
+    std::env::var(KILLS).map_or(in_every_run, |text| text.parse().expect("a number of kills"))
+}
+
+fn serve(scratch: &Scratch) -> Backend {
+    let serve = Serve::image(&scratch.join("disk.img"));
+    serve.arg("--control").arg(scratch.join("ctl.sock")).rw("issuer").ro("front").start()
+}
+
+impl Pair {
+    fn boot() -> Self {
+        let scratch = Scratch::new();
+        scratch.image(Stand::SIZE);
+        let backend = serve(&scratch);
+        let [issuer, front] = ["issuer", "front"].map(|name| Guest::start(name, scratch.path()));
+        let (mut issuer, mut front) = (issuer.ready(), front.ready());
+        issuer.ok("receipt format --segment-size 1M");
+        issuer.ok("for k in $(seq 0 6); do echo 00000000 | head -c 8 | receipt put day/$k.png -; done");
+        front.ok("for k in $(seq 0 6); do echo 0 > /tmp/seen.$k; done");
+        Self { issuer, front, backend, scratch }
+    }
+
+    fn ctl(&self) -> Ctl {
+        Ctl::new(self.scratch.join("ctl.sock"))
+    }
+
+    fn work(&mut self) {
+        start_work(&mut self.issuer, &[WRITER, SCAN]);
+        start_work(&mut self.front, &[READER, SCAN, SCAN]);
+    }
+
+    /// Waits until each guest has had so many answers of the kind that shows its progress.
+    fn wait_for_progress(&self, writes: u64, reads: u64) {
+        let ctl = self.ctl();
+        until("both guests to get on", || {
+            let count = |name, what: &str| ctl.stats(name)[what].as_u64().unwrap();
+            (count("issuer", "writes") >= writes && count("front", "reads") >= reads).then_some(())
+        });
+    }
+
+    /// Ends all work and asserts that nothing went wrong: no error, nothing lost, nothing stale.
+    #[track_caller]
+    fn finish(mut self) {
+        for guest in [&mut self.issuer, &mut self.front] {
+            stop_work(guest);
+        }
+        for k in 0..7 {
+            let last = self.issuer.ok(&format!("cat /tmp/acknowledged.{k}"));
+            let kept = self.front.ok(&format!("receipt get day/{k}.png | head -c 8"));
+            assert_eq!(kept.trim_start_matches('0'), last.trim(), "an acknowledged version of {k} is lost");
+        }
+        for mut guest in [self.issuer, self.front] {
+            guest.ok("receipt verify");
+            assert_eq!(guest.power_off().code, Some(0));
+        }
+    }
+}
+
+fn start_work(guest: &mut Guest, loops: &[&str]) {
+    guest.ok("rm -f /tmp/stop /tmp/log");
+    for work in loops {
+        guest.ok(&format!("( {work} ) >> /tmp/log 2>&1 &"));
+    }
+}
+
+#[track_caller]
+fn stop_work(guest: &mut Guest) {
+    guest.ok("touch /tmp/stop; wait");
+    let log = guest.ok("cat /tmp/log");
+    assert_eq!(log, "", "something went wrong in a guest");
+    let errors = guest.run("dmesg | grep -iE 'i/o error|blocked for more|reset'");
+    assert_eq!(errors.text, "", "the kernel of a guest noticed something");
+}
+
+#[test]
+fn c8_guests_notice_nothing_of_killed_backends() {
+    let kills = kills(20);
+    let mut pair = Pair::boot();
+    let mut rng = Rng::new(3);
+    let mut replayed = Vec::new();
+    pair.work();
+    for _ in 0..kills {
+        pair.wait_for_progress(1 + rng.below(30), 1 + rng.below(60));
+        pair.backend.kill();
+        replayed.push(in_flight(&pair.backend.proc().stderr()));
+        pair.backend = serve(&pair.scratch);
+    }
+    pair.wait_for_progress(1, 1);
+    replayed.push(in_flight(&pair.backend.proc().stderr()));
+    let sum: u64 = replayed.iter().sum();
+    println!("{kills} kills; requests in flight at them: {:?}, {sum} in all", &replayed[1..]);
+    assert!(sum > 0, "kills of an idle backend show nothing");
+    pair.finish();
+}
+
+/// Requests that the backend says it found in flight.
+fn in_flight(log: &str) -> u64 {
+    let replays = log.lines().filter(|line| line.contains("event=replay"));
+    replays.filter_map(|line| line.rsplit_once("in_flight=")?.1.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn killed_guest_finds_its_receipts_and_the_other_notices_nothing() {
+    let mut pair = Pair::boot();
+    pair.work();
+    let mut rng = Rng::new(5);
+    for round in 0..kills(2) {
+        pair.wait_for_progress(pair.ctl().stats("issuer")["writes"].as_u64().unwrap() + 5 + rng.below(20), 1);
+        let acknowledged = until("a put of this machine", || {
+            Some(pair.issuer.run("cat /tmp/acknowledged.*"))
+                .filter(|puts| puts.code == 0)
+                .map(|puts| puts.text)
+        });
+        let kept = "for k in $(seq 0 6); do receipt get day/$k.png | head -c 8; echo; done";
+        pair.issuer.kill();
+        pair.issuer = Guest::start("issuer", pair.scratch.path()).ready();
+        pair.issuer.ok("receipt verify");
+        let kept = pair.issuer.ok(kept);
+        let number = |text: &str| text.trim().trim_start_matches('0').parse::<u64>().unwrap_or(0);
+        let highest = |text: &str| text.lines().map(number).max().unwrap();
+        assert!(
+            highest(&kept) >= highest(&acknowledged),
+            "round {round}: {kept} is older than {acknowledged}"
+        );
+        // The writer goes on where it was, so that no version gets another content.
+        let next = highest(&kept);
+        start_work(&mut pair.issuer, &[&WRITER.replacen("n=0", &format!("n={next}"), 1), SCAN]);
+    }
+    pair.wait_for_progress(pair.ctl().stats("issuer")["writes"].as_u64().unwrap() + 40, 1);
+    // Every path has been put since the last kill, so that all of them were acknowledged to this machine.
+    until("seven puts", || (pair.issuer.ok("ls /tmp/acknowledged.* | wc -l").trim() == "7").then_some(()));
+    pair.finish();
+}

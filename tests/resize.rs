@@ -1,0 +1,116 @@
+//! A disk that grows while guests use it.
+
+use std::fs::OpenOptions;
+
+use receiptdisk_tests::raw::{Message, RawGuest, Request, Setup, Wire, status};
+use receiptdisk_tests::{Backend, Ctl, Guest, SECTOR, Scratch, Serve, Stand, pattern, until};
+
+const LARGER: u64 = 2 * Stand::SIZE;
+
+fn serve(scratch: &Scratch) -> Backend {
+    let serve = Serve::image(&scratch.join("disk.img"));
+    serve.arg("--control").arg(scratch.join("ctl.sock")).rw("issuer").ro("front").start()
+}
+
+fn ctl(scratch: &Scratch) -> Ctl {
+    Ctl::new(scratch.join("ctl.sock"))
+}
+
+/// A guest whose front end has read the size, and the way on which it is told of another.
+fn guest(backend: &Backend, name: &str) -> (RawGuest, Wire) {
+    let mut guest = RawGuest::connect(&backend.socket(name));
+    let channel = guest.front().open_channel();
+    guest.front().config();
+    guest.start(Setup { is_tracked: true, ..Setup::default() });
+    (guest, channel)
+}
+
+#[track_caller]
+fn assert_told(channel: &Wire) {
+    const CONFIG_CHANGE: u32 = 2;
+    assert_eq!(channel.receive().unwrap().0, Message::new(CONFIG_CHANGE, &[]));
+}
+
+#[test]
+fn every_guest_is_told_and_uses_what_is_new() {
+    let scratch = Scratch::new();
+    scratch.image(Stand::SIZE);
+    let mut backend = serve(&scratch);
+    let [(mut writer, to_writer), (mut reader, to_reader)] =
+        ["issuer", "front"].map(|name| guest(&backend, name));
+    let last = LARGER / SECTOR as u64 - 8;
+    let data = pattern(1, 0, 4096);
+    assert_eq!(writer.request(&Request::write(last, &data)).status, status::IOERR, "not there yet");
+
+    ctl(&scratch).ok(&["resize", "64M"]);
+    for (guest, channel) in [(&writer, &to_writer), (&reader, &to_reader)] {
+        assert_told(channel);
+        assert_eq!(guest.front().config().capacity, LARGER / SECTOR as u64);
+    }
+    assert_eq!(writer.request(&Request::write(last, &data)).status, status::OK);
+    assert!(reader.request(&Request::read(last, 4096)).data == data);
+    assert_eq!(ctl(&scratch).ok(&["status"])["capacity_bytes"], LARGER);
+
+    assert_eq!(backend.terminate().code, Some(0));
+    backend = serve(&scratch);
+    assert_eq!(guest(&backend, "front").0.front().config().capacity, LARGER / SECTOR as u64);
+}
+
+#[test]
+fn disk_that_grew_while_no_backend_ran_is_told_to_those_who_come_back() {
+    let scratch = Scratch::new();
+    let image = scratch.image(Stand::SIZE);
+    let mut backend = serve(&scratch);
+    let (mut returning, _) = guest(&backend, "front");
+    backend.kill();
+    OpenOptions::new().write(true).open(image).unwrap().set_len(LARGER).unwrap();
+    backend = serve(&scratch);
+    returning.greet_again(&backend.socket("front"));
+    let channel = returning.front().open_channel();
+    returning.start_again(0);
+    assert_told(&channel);
+    assert_eq!(returning.front().config().capacity, LARGER / SECTOR as u64);
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.image(Stand::SIZE);
+    let backend = serve(&scratch);
+    let (_writer, _channel) = guest(&backend, "issuer");
+    for (size, reason) in [("16M", "only grow"), ("33554433", "multiple")] {
+        let error = ctl(&scratch).run(&["resize", size]).unwrap_err();
+        assert!(error.contains(reason), "{size}: {error}");
+    }
+    // Somebody else made it longer: that is not cut off again.
+    OpenOptions::new().write(true).open(&image).unwrap().set_len(LARGER).unwrap();
+    assert!(ctl(&scratch).run(&["resize", "48M"]).unwrap_err().contains("67108864 bytes now"));
+    ctl(&scratch).ok(&["resize", "64M"]);
+    assert_eq!(std::fs::metadata(&image).unwrap().len(), LARGER);
+}
+
+#[test]
+fn linux_guests_see_the_new_size_at_once_and_after_an_outage() {
+    let scratch = Scratch::new();
+    let image = scratch.image(Stand::SIZE);
+    let mut backend = serve(&scratch);
+    let guests = ["issuer", "front"].map(|name| Guest::start(name, scratch.path()));
+    let mut guests = guests.map(Guest::ready);
+    let mut wait_for_size = |bytes: u64| {
+        for guest in &mut guests {
+            let sectors = (bytes / SECTOR as u64).to_string();
+            until("the new size", || (guest.ok("cat /sys/block/vda/size").trim() == sectors).then_some(()));
+        }
+    };
+    wait_for_size(Stand::SIZE);
+    ctl(&scratch).ok(&["resize", "64M"]);
+    wait_for_size(LARGER);
+    backend.kill();
+    OpenOptions::new().write(true).open(image).unwrap().set_len(2 * LARGER).unwrap();
+    backend = serve(&scratch);
+    wait_for_size(2 * LARGER);
+    for guest in guests {
+        assert_eq!(guest.power_off().code, Some(0));
+    }
+    assert_eq!(backend.terminate().code, Some(0));
+}
