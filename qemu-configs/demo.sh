@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
 # demo.sh: two virtual machines, one disk between them, a receipt by its path. One command, no questions.
 #
-# Usage: qemu-configs/demo.sh [--receipts N] [--accel auto|kvm|tcg] [--keep]
+# Usage: qemu-configs/demo.sh [--receipts N] [--port N] [--accel auto|kvm|tcg] [--keep] [--exit]
 #
 #   --receipts N   how many receipts are issued (default 100)
+#   --port N       port of 127.0.0.1 for the page of the front guest (default: the first free one from 8080)
 #   --accel KIND   see run-guest.sh (default auto)
 #   --keep         keep the disk image and the logs, and say where they are
+#   --exit         end when all is shown, without waiting for somebody to look at the page; the default where standard
+#                  output is no terminal
 #
 # Installs what is missing with apt-get, builds, draws N receipts, boots the issuer and the front guest, stores the receipts
 # in the one, sends only their paths to the other over the network, reads them there by path and compares every byte. The
-# pictures that the front guest read are left in build/demo/received. Exit status 0 means: all N identical, and at most 100
-# bytes of payload a receipt on the network. Ctrl-C at any moment stops and removes everything.
+# pictures that the front guest read are left in build/demo/received. Then both gateways start: the receipts get their numbers
+# over HTTP, and a page on this host finds them by number or date in the front guest. Exit status 0 means: all N identical, at
+# most 100 bytes of payload a receipt on the network, and the page's image is the one that was issued. Ctrl-C at any moment
+# stops and removes everything.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-receipts=100 accel=${RECEIPTDISK_ACCEL:-auto} keep=''
+receipts=100 accel=${RECEIPTDISK_ACCEL:-auto} keep='' exit_at_end='' page_port=''
 demo_dir=$build_dir/demo
 run_dir=''
 port=9000
@@ -27,16 +32,20 @@ parse_arguments() {
         case $1 in
             --help | -h) print_header_comment "$0"; exit 0 ;;
             --keep) keep=yes; shift; continue ;;
-            --receipts | --accel) [ $# -ge 2 ] || usage_error "$1 needs a value" ;;
+            --exit) exit_at_end=yes; shift; continue ;;
+            --receipts | --accel | --port) [ $# -ge 2 ] || usage_error "$1 needs a value" ;;
             *) usage_error "unknown option $1" ;;
         esac
         case $1 in
             --receipts) receipts=$2 ;;
             --accel) accel=$2 ;;
+            --port) page_port=$2 ;;
         esac
         shift 2
     done
     [[ $receipts =~ ^[1-9][0-9]{0,3}$ ]] || usage_error "--receipts wants a number from 1 to 9999, not $receipts"
+    [[ -z $page_port || $page_port =~ ^[1-9][0-9]{0,4}$ ]] || usage_error "--port wants a port number, not $page_port"
+    [ -t 1 ] || exit_at_end=yes
     case $accel in auto | kvm | tcg) ;; *) usage_error "--accel is auto, kvm or tcg, not $accel" ;; esac
 }
 
@@ -135,11 +144,15 @@ build() {
     # Static, because the guest has no libraries. With --target the flag does not reach build scripts and macros.
     RUSTFLAGS="-C target-feature=+crt-static" \
         cargo build "${quiet[@]}" --release --target x86_64-unknown-linux-gnu -p receipt --bin receipt
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build "${quiet[@]}" --release --target x86_64-unknown-linux-gnu \
+        -p receipt --features gateway --bin receipt-gateway
     backend_program=$target/release/receiptdisk-backend
     render_program=$target/release/receipt-render
     receipt_program=$target/x86_64-unknown-linux-gnu/release/receipt
+    gateway_program=$target/x86_64-unknown-linux-gnu/release/receipt-gateway
     kernel_dir=$("$configs_dir/get-kernel.sh")
     initramfs=$("$configs_dir/make-initramfs.sh" --receipt "$receipt_program" \
+        --add "$gateway_program:/bin/receipt-gateway" --add "$configs_dir/guest-number:/bin/guest-number" \
         --add "$configs_dir/guest-issue:/bin/guest-issue" --add "$configs_dir/guest-show:/bin/guest-show")
 }
 
@@ -179,16 +192,29 @@ start_backend() {
     await 20 sockets_there || fail backend "the backend opened no sockets (limit 20 seconds)"
 }
 
-# start_guest NAME RAW-DISK: its console is a pipe that we write to and a file that we read.
+port_taken() {
+    (: <> "/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
+choose_port() {
+    [ -z "$page_port" ] || return 0
+    for page_port in {8080..8179}; do
+        port_taken "$page_port" || return 0
+    done
+    die "no port of 127.0.0.1 from 8080 to 8179 is free; choose one with --port"
+}
+
+# start_guest NAME RAW-DISK [OPTION...]: its console is a pipe that we write to and a file that we read.
 start_guest() {
-    local name=$1 raw=$2 memory=$((224 + archive_mib * 3)) input
+    local name=$1 raw=$2 memory=$((256 + archive_mib * 3)) input
+    shift 2
     rm -f "$run_dir/$name.in"
     mkfifo "$run_dir/$name.in"
     exec {input}<> "$run_dir/$name.in"
     input_of[$name]=$input
     setsid "$configs_dir/run-guest.sh" "$name" --run-dir "$run_dir" --accel "$guest_accel" --memory "${memory}M" --cpus 1 \
         --kernel "$kernel_dir/vmlinuz" --initrd "$initramfs" --append receiptdisk.console=script \
-        --raw "$raw" --net pair --die-with-parent \
+        --raw "$raw" --net pair "$@" --die-with-parent \
         < "$run_dir/$name.in" > "$run_dir/$name.log" 2> "$run_dir/$name.err" &
     started "$name"
 }
@@ -201,7 +227,8 @@ boot_guests() {
     local name seconds=90
     guest_accel=$1
     start_guest issuer "$demo_dir/in.raw,receipts-in,ro"
-    start_guest front "$demo_dir/out.raw,receipts-out"
+    # Besides the cable to the issuer guest, a port of this host that leads to the page; no way out of the guest.
+    start_guest front "$demo_dir/out.raw,receipts-out" --net user --forward "$page_port:8080"
     for name in issuer front; do
         await "$seconds" guest_ready "$name" || return 1
         sed -n '/accel=/p' "$run_dir/$name.err" >&2
@@ -284,6 +311,43 @@ transfer() {
     finish front "$front_command" 30 "reading the receipts"
 }
 
+# start_gateway NAME ARGUMENTS: waits until it listens; what it says is in the guest's log.
+start_gateway() {
+    run_in "$1" "receipt-gateway $2 --no-access-log > /tmp/gateway.out 2> /tmp/gateway.err < /dev/null &
+        n=0; until [ -s /tmp/gateway.out ] || [ \$n -ge 200 ]; do n=\$((n + 1)); sleep 0.1; done
+        cat /tmp/gateway.out /tmp/gateway.err; [ -s /tmp/gateway.out ]" 60
+}
+
+# Both gateways, the receipts' numbers (PUT /receipts/PATH?id=NUMBER with the same bytes stores nothing twice), and one image as
+# a browser would ask for it.
+gateways() {
+    local number path asked
+    phase "starting both gateways; the receipts get their numbers over HTTP"
+    start_gateway issuer issuer
+    start_gateway front "front --issuer http://192.168.77.1:8080"
+    run_in issuer "guest-number /tmp/in /tmp/paths" $((60 + receipts))
+    path=$(sed -n 1p "$demo_dir/issued.paths")
+    number=$(basename "$path" .png)
+    exec {asked}<> "/dev/tcp/127.0.0.1/$page_port" || fail front "the front end does not answer on port $page_port"
+    printf 'GET /receipts?id=%s HTTP/1.0\r\n\r\n' "$number" >&"$asked"
+    LC_ALL=C sed '1,/^\r$/d' <&"$asked" > "$demo_dir/page.png"
+    exec {asked}<&-
+    cmp -s "$demo_dir/page.png" "$demo_dir/issued/$path" ||
+        fail front "http://127.0.0.1:$page_port/receipts?id=$number is not the receipt that was issued"
+    say "      http://127.0.0.1:$page_port/receipts?id=$number is the receipt that was issued, to the byte"
+}
+
+# A person may look as long as it takes.
+show_page() {
+    [ -z "$exit_at_end" ] || return 0
+    echo
+    echo "The receipts in your browser:  http://127.0.0.1:$page_port/   (by number, such as $(basename "$(sed -n 1p "$demo_dir/issued.paths")" .png), or by the day 2026-11-23)"
+    echo "Ctrl-C ends it."
+    trap 'echo; exit 0' INT
+    while all_alive; do sleep 1; done
+    fail front "a part of the demo ended"
+}
+
 power_off() {
     local name
     for name in issuer front; do
@@ -350,11 +414,14 @@ main() {
     prepare
     run_dir=$(mktemp -d "${TMPDIR:-/tmp}/receiptdisk.XXXXXX")
     start_backend
+    choose_port
     boot
     transfer
-    power_off
     compare
+    gateways
     report
+    show_page
+    power_off
 }
 
 main "$@"

@@ -45,6 +45,16 @@ pub fn static_receipt_binary() -> PathBuf {
     )
 }
 
+/// Both gateways as a static binary, fit for an initramfs without libraries.
+pub fn static_gateway_binary() -> PathBuf {
+    locate(
+        "RECEIPT_GATEWAY",
+        &["x86_64-unknown-linux-gnu/release/receipt-gateway"],
+        "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target x86_64-unknown-linux-gnu \
+         -p receipt --features gateway --bin receipt-gateway",
+    )
+}
+
 fn locate(variable: &str, places: &[&str], build: &str) -> PathBuf {
     if let Some(path) = env::var_os(variable) {
         let path = PathBuf::from(path);

@@ -41,12 +41,21 @@ struct Files {
 impl Guest {
     /// Starts guest `name` on the socket `NAME.sock` in `run_dir`. It boots on its own; [`Guest::ready`] waits for that.
     pub fn start(name: &str, run_dir: &Path) -> Self {
-        let files = files();
+        static FILES: OnceLock<Files> = OnceLock::new(); // made once for all tests of a program
+        Self::boot(name, run_dir, FILES.get_or_init(|| files(&[])), &[])
+    }
+
+    /// As [`Guest::start`], with `added` files (`FILE:GUESTPATH`) in the guest and more `options` of run-guest.sh.
+    pub fn start_with(name: &str, run_dir: &Path, added: &[&str], options: &[&str]) -> Self {
+        Self::boot(name, run_dir, &files(added), options)
+    }
+
+    fn boot(name: &str, run_dir: &Path, files: &Files, options: &[&str]) -> Self {
         let mut command = Command::new(repository().join("qemu-configs/run-guest.sh"));
         command.args([name, "--accel", "tcg", "--memory", "192M", "--cpus", "1", "--append"]);
         command.arg("receiptdisk.console=script").arg("--run-dir").arg(run_dir);
         command.arg("--kernel").arg(&files.kernel).arg("--initrd").arg(&files.initramfs);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(options).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut proc = Proc::spawn(&mut command, &run_dir.join(format!("{name}.qemu.log")));
         let [stdin, stdout] =
             [proc.child_mut().stdin.take().map(Ok), proc.child_mut().stdout.take().map(Err)];
@@ -144,15 +153,12 @@ impl Guest {
     }
 }
 
-/// Made once for all tests of a program.
-fn files() -> &'static Files {
-    static FILES: OnceLock<Files> = OnceLock::new();
-    FILES.get_or_init(|| {
-        let receipt = static_receipt_binary();
-        let kernel = script("get-kernel.sh", &[]).join("vmlinuz");
-        let initramfs = script("make-initramfs.sh", &["--receipt", receipt.to_str().unwrap()]);
-        Files { kernel, initramfs }
-    })
+fn files(added: &[&str]) -> Files {
+    let receipt = static_receipt_binary();
+    let kernel = script("get-kernel.sh", &[]).join("vmlinuz");
+    let mut args = vec!["--receipt", receipt.to_str().unwrap()];
+    args.extend(added.iter().flat_map(|file| ["--add", file]));
+    Files { kernel, initramfs: script("make-initramfs.sh", &args) }
 }
 
 /// Runs a script of `qemu-configs/` that prints the path of what it made.

@@ -37,7 +37,10 @@ mod storage_daemon;
 mod wait;
 
 pub use backend::{Backend, Serve};
-pub use bins::{backend_binary, receipt_binary, receipt_mount_binary, repository, static_receipt_binary};
+pub use bins::{
+    backend_binary, receipt_binary, receipt_mount_binary, repository, static_gateway_binary,
+    static_receipt_binary,
+};
 pub use ctl::Ctl;
 pub use disk::{Scratch, pattern};
 pub use driver::Driver;

@@ -36,6 +36,8 @@ pub const FEED_WAITERS: usize = 64;
 pub const FEED_POLL: Duration = Duration::from_millis(200);
 /// Places in the log that are remembered for requests that come back for more.
 pub const FEED_PLACES: usize = 64;
+/// Lists of paths at a time.
+pub const LISTS: usize = 2;
 /// Paths on one page of a list.
 pub const LIST_PATHS: usize = 100;
 /// Paths that a list may skip.
@@ -48,6 +50,8 @@ pub const ISSUER_TIME: Duration = Duration::from_secs(3);
 pub const ISSUER_CONNECTIONS: usize = 16;
 /// Log lines that wait to be written; what comes then is counted and left out.
 pub const LOG_LINES: usize = 4096;
+/// How long the last commit and the closing of the store may take when everything else has ended.
+pub const CLOSING_TIME: Duration = Duration::from_secs(20);
 /// How long the process waits for its last threads.
 pub const LAST_WAIT: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,7 @@
 //! The HTTP server of both gateways: connections and requests are bounded in number and time, a stop ends them in order.
 
 use super::answer::{Fault, Reply};
+use super::body::drain;
 use super::log::Log;
 use super::metrics::{Metrics, Text};
 use super::stream::{Stream, Traffic};
@@ -47,7 +48,7 @@ pub struct Asked {
 pub type Answered = (&'static str, std::result::Result<Reply, Fault>);
 
 impl App {
-    async fn answer(&self, asked: &Asked, body: Incoming) -> Answered {
+    async fn answer(&self, asked: &Asked, body: &mut Incoming) -> Answered {
         match self {
             Self::Issuer(issuer) => issuer.answer(asked, body).await,
             Self::Front(front) => front.answer(asked).await,
@@ -197,6 +198,8 @@ impl Server {
             .max_headers(limits::HEADERS)
             .max_header_size(limits::HEADER_BYTES)
             .max_buf_size(limits::BUFFER_BYTES)
+            // A client may end its side when it has asked all it wants.
+            .half_close(true)
             // The issuer's answers are a few dozen bytes: a date would be a third of them.
             .auto_date_header(is_front)
             .serve_connection(TokioIo::new(stream), service);
@@ -240,16 +243,21 @@ impl Server {
         reply
     }
 
-    async fn admitted(&self, asked: &Asked, body: Incoming) -> Answered {
+    async fn admitted(&self, asked: &Asked, mut body: Incoming) -> Answered {
         let Ok(_place) = self.requests.try_acquire() else {
             return ("refused", Err(Fault::unavailable("too_many_requests", "too many requests at a time")));
         };
         let _running = Counted::new(&self.common.running);
-        let answer = tokio::time::timeout(self.request_time, self.app.answer(asked, body)).await;
-        answer.unwrap_or_else(|_| {
+        let answer = tokio::time::timeout(self.request_time, self.app.answer(asked, &mut body)).await;
+        let Ok((route, answer)) = answer else {
             let message = "the request took too long; what it was to store may be stored: repeat it";
-            ("timeout", Err(Fault::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)))
-        })
+            return ("timeout", Err(Fault::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)));
+        };
+        // Somebody whose body did not come in time is not waited for.
+        if answer.as_ref().is_err_and(|fault| fault.status != StatusCode::REQUEST_TIMEOUT) {
+            drain(&asked.headers, &mut body).await;
+        }
+        (route, answer)
     }
 }
 
@@ -287,12 +295,20 @@ pub fn serve(
     (stop, stopped): (&watch::Sender<bool>, watch::Receiver<bool>),
     signals: &StopSignals,
 ) -> Result<()> {
+    let shutdown_time = server.shutdown_time;
     let _guard = runtime.enter();
     let socket = tokio::net::TcpListener::from_std(listener.try_clone().map_err(no_listener)?);
     let running = runtime.spawn(Arc::new(server).serve(socket.map_err(no_listener)?, stopped));
     announce(&listener);
     drop(listener);
     signals.wait();
+    let bound = shutdown_time + limits::CLOSING_TIME;
+    std::thread::spawn(move || {
+        std::thread::sleep(bound);
+        // A disk that answers nothing keeps the writer: what was acknowledged is safe, the next opening recovers.
+        eprintln!("receipt-gateway: the store could not be closed within {} seconds", bound.as_secs());
+        std::process::exit(1);
+    });
     let _ = stop.send(true);
     let _ = runtime.block_on(running);
     Ok(())

@@ -28,6 +28,7 @@ impl Browser {
         let profile = tempfile::tempdir().unwrap();
         let mut command = Command::new("chromedriver");
         command.args(["--port=0"]).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        command.env("TMPDIR", profile.path()).env("HOME", profile.path());
         let mut driver = command.spawn().expect("chromedriver (apt-get install chromium chromium-driver)");
         let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
         let port = lines.find_map(|line| {
@@ -144,8 +145,13 @@ impl Browser {
         });
     }
 
-    /// Keeps what the window shows, when somebody asked for it.
+    /// Keeps what the window shows, when somebody asked for it: the whole page.
     fn screenshot(&self, name: &str) {
+        let height = self.script(
+            "return document.body.getBoundingClientRect().height + window.outerHeight - window.innerHeight",
+        );
+        let height = height.as_f64().unwrap().ceil().max(400.0);
+        self.call("POST", "/window/rect", &json!({ "width": 1040, "height": height }));
         let png = decode_base64(self.call("GET", "/screenshot", &Value::Null).as_str().unwrap());
         assert!(png.starts_with(b"\x89PNG"), "no screenshot");
         if let Some(dir) = std::env::var_os("RECEIPT_SCREENSHOTS") {
@@ -200,7 +206,7 @@ fn a_person_finds_reads_saves_and_prints_receipts() {
     let issuer = stand.issuer(&["--font-dir", "/usr/share/fonts"]);
     for record in sample(5) {
         let json = serde_json::to_string(&record).unwrap();
-        issuer.send("POST", "/issue", &[], json.as_bytes()).expect(201);
+        issuer.send("POST", "/issue", &[("content-type", "application/json")], json.as_bytes()).expect(201);
     }
     let front = stand.front(&issuer, &[]);
     let browser = Browser::start(front.address);

@@ -175,7 +175,11 @@ fn records_are_drawn_stored_and_found_by_their_serial() {
         })
         .to_string()
     };
-    let post = |body: &str| issuer.send("POST", "/issue", &[], body.as_bytes());
+    let json = ("content-type", "application/json; charset=utf-8");
+    let post = |body: &str| issuer.send("POST", "/issue", &[json], body.as_bytes());
+    // What any page in a browser of this network may send.
+    let simple = issuer.send("POST", "/issue", &[("content-type", "text/plain")], record("1").as_bytes());
+    assert_eq!(simple.expect(415).code(), "content_type");
     let stored = post(&record("1234.56")).expect(201).json();
     assert_eq!(stored["path"], "2026/11/23/HT2026112300000042.png");
     assert_eq!(stored["id"], "HT2026112300000042");

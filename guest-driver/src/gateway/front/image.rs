@@ -7,11 +7,11 @@ use crate::disk::{Image, Outcome, empty};
 use crate::server::Asked;
 use crate::target::{Query, Wanted, encode, encode_path};
 use bytes::Bytes;
-use hyper::StatusCode;
 use hyper::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
     ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
 };
+use hyper::{Method, StatusCode};
 use receipt_store::{Stat, hex};
 
 /// The type of bytes that are none of the known ones.
@@ -59,35 +59,40 @@ impl Front {
         query: &Query,
         version: Option<u16>,
     ) -> Outcome<Reply> {
-        // By path the answer may be another version tomorrow; by locator or version it is the same for ever. An id may move on, too.
-        let pinned = asked.uri.path().starts_with("/receipts/")
-            && (version.is_some() || matches!(wanted, Wanted::Locator(_)));
-        let locator = match &wanted {
-            Wanted::Locator(locator) => Some(locator.clone()),
-            Wanted::Path(_) => None,
+        // A URL with a locator is the same receipt for ever. By path or id it may be another version tomorrow, and a number of a version
+        // comes again when the path is removed and stored anew.
+        let pinned = match &wanted {
+            Wanted::Locator(locator) if asked.uri.path().starts_with("/receipts/") && version.is_none() => {
+                Some(locator.clone())
+            }
+            _ => None,
         };
         let is_download = query.flag("download")?;
         let image = self.read(wanted, version).await?;
         // A locator that fits no more falls back to its path: then it pins nothing.
-        let pinned = pinned && locator.is_none_or(|locator| locator == image.stat.locator());
+        let is_pinned = pinned.is_some_and(|locator| locator == image.stat.locator());
         let etag = format!("\"{}\"", hex(&image.stat.header.data_hash));
         let mut reply = if matches_any(&asked.headers, &etag) {
             empty(StatusCode::NOT_MODIFIED)
         } else {
-            body(&asked.headers, &etag, &image, is_download)
+            body(asked, &etag, &image, is_download)
         };
         let headers = reply.headers_mut();
         set(headers, ETAG, &etag);
-        let caching = if pinned { "private, max-age=31536000, immutable" } else { "private, no-cache" };
+        let caching = if is_pinned { "private, max-age=31536000, immutable" } else { "private, no-cache" };
         set(headers, CACHE_CONTROL, caching);
         describe(headers, &image.stat);
         Ok(reply)
     }
 }
 
-fn body(asked: &HeaderMap, etag: &str, image: &Image, is_download: bool) -> Reply {
+fn body(asked: &Asked, etag: &str, image: &Image, is_download: bool) -> Reply {
     let data = &image.data;
-    let mut reply = match Part::of(asked, etag, data.len()) {
+    let part = match asked.method {
+        Method::GET => Part::of(&asked.headers, etag, data.len()),
+        _ => Part::Whole,
+    };
+    let mut reply = match part {
         Part::Whole => bare_reply(StatusCode::OK, data.clone()),
         Part::Bytes(first, last) => {
             let mut reply = bare_reply(StatusCode::PARTIAL_CONTENT, data.slice(first..=last));

@@ -2,7 +2,7 @@
 
 use super::Front;
 use crate::answer::{Fault, Reply, json_reply};
-use crate::disk::Outcome;
+use crate::disk::{Outcome, internal};
 use crate::ids::is_reserved;
 use crate::limits::{LIST_PATHS, LIST_SKIP};
 use crate::target::Query;
@@ -34,6 +34,7 @@ impl Front {
         let skip = usize::try_from(skip).ok().filter(|skip| *skip <= LIST_SKIP);
         let skip = skip.ok_or_else(|| Fault::bad(format!("skip is more than {LIST_SKIP}")))?;
         let prefix = prefix.to_owned();
+        let _place = self.lists.acquire().await.map_err(|error| internal(&error))?;
         self.disk
             .run(move |reader| {
                 let mut list = List { locators: Vec::new(), is_cut: false, is_damaged: false };

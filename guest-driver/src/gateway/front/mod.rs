@@ -10,6 +10,7 @@ use super::answer::{Fault, Reply, json_reply, text_reply};
 use super::args;
 use super::disk::{Disk, Memory, Outcome, device_path};
 use super::ids::{Id, is_reserved};
+use super::limits::LISTS;
 use super::log::Log;
 use super::metrics::Text;
 use super::server::{Answered, App, Asked, Common, Server, listen, only_get, serve};
@@ -20,7 +21,7 @@ use receipt_store::stop::StopSignals;
 use receipt_store::{Error, Result, hex};
 use serde_json::json;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use upstream::Upstream;
 
 /// The front end's parts.
@@ -28,6 +29,8 @@ use upstream::Upstream;
 pub struct Front {
     disk: Arc<Disk>,
     memory: Memory,
+    /// Lists at a time: they read much, and must not keep images waiting.
+    lists: Semaphore,
     /// Who knows the paths of ids; `None` = this machine's view of the disk.
     upstream: Option<Upstream>,
     common: Arc<Common>,
@@ -43,7 +46,14 @@ pub fn run(args: &args::Front, runtime: &tokio::runtime::Runtime, signals: &Stop
     let (log, log_thread) = Log::start();
     let common = Arc::new(Common::default());
     let memory = Memory::new(args.server.body_memory_mib);
-    let front = Front { disk, memory, upstream, common: common.clone(), log: log.clone() };
+    let front = Front {
+        disk,
+        memory,
+        lists: Semaphore::new(LISTS),
+        upstream,
+        common: common.clone(),
+        log: log.clone(),
+    };
     let server = Server::new(App::Front(Arc::new(front)), &args.server, log, common);
     let (stop, stopped) = watch::channel(false);
     serve(server, listener, runtime, (&stop, stopped), signals)?;
@@ -70,7 +80,7 @@ impl Front {
             "/view" => ("view", self.view_id(asked).await),
             "/health" => ("health", self.health().await),
             "/metrics" => ("metrics", Ok(self.metrics())),
-            _ => match pages::asset(asked, path) {
+            _ => match pages::asset(path) {
                 Some(reply) => ("page", Ok(reply)),
                 None => ("other", Err(Fault::not_found("nothing here"))),
             },

@@ -9,7 +9,7 @@ use receipt_store::shared::Group;
 use receipt_store::{OwnedChange, RawDevice, Result, SharedWriter, Stored};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 type Answers = Vec<Result<Stored>>;
 
@@ -17,6 +17,8 @@ type Answers = Vec<Result<Stored>>;
 struct Job {
     group: Group,
     answer: oneshot::Sender<Answers>,
+    /// The memory of the group; given back when it is committed, also if its request has gone meanwhile.
+    room: OwnedSemaphorePermit,
 }
 
 /// Where groups go. The thread ends when this is dropped and the queue is empty.
@@ -41,10 +43,14 @@ impl Committer {
     }
 
     /// Makes the changes of a group; returns when they are durable and visible.
-    pub async fn commit(&self, group: Group) -> std::result::Result<Answers, Fault> {
+    pub async fn commit(
+        &self,
+        group: Group,
+        room: OwnedSemaphorePermit,
+    ) -> std::result::Result<Answers, Fault> {
         let stopped = || Fault::unavailable("not_writable", "the writer has stopped");
         let (answer, answered) = oneshot::channel();
-        self.jobs.send(Job { group, answer }).await.map_err(|_| stopped())?;
+        self.jobs.send(Job { group, answer, room }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())
     }
 }
@@ -56,14 +62,14 @@ fn commit_all(
 ) {
     while let Some(first) = jobs.blocking_recv() {
         let mut bytes = len_bytes(&first);
-        let (mut groups, mut waiting) = (vec![first.group], vec![first.answer]);
+        let (mut groups, mut waiting) = (vec![first.group], vec![(first.answer, first.room)]);
         while bytes < BATCH_BYTES_MAX && groups.len() < BATCH_RECORDS_MAX {
             let Ok(job) = jobs.try_recv() else { break };
             bytes += len_bytes(&job);
             groups.push(job.group);
-            waiting.push(job.answer);
+            waiting.push((job.answer, job.room));
         }
-        for (answers, waiting) in shared.change_groups(groups).into_iter().zip(waiting) {
+        for (answers, (waiting, _room)) in shared.change_groups(groups).into_iter().zip(waiting) {
             let _ = waiting.send(answers); // the request has gone: its change is made all the same
         }
         committed.send_modify(|count| *count += 1);

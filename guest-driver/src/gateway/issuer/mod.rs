@@ -7,7 +7,6 @@ mod paths;
 mod put;
 
 use super::answer::{Fault, Reply, json_reply, text_reply};
-use super::body::drain;
 use super::disk::{Disk, Memory, device_path};
 use super::log::Log;
 use super::metrics::Text;
@@ -37,6 +36,8 @@ pub struct Issuer {
     painter: Option<Arc<Painter>>,
     memory: Memory,
     request_time: Duration,
+    /// Of which the body may take so much.
+    body_time: Duration,
     data_bytes_max: u64,
     store: String,
     epoch: u32,
@@ -72,6 +73,7 @@ pub fn run(args: &args::Issuer, runtime: &tokio::runtime::Runtime, signals: &Sto
         painter,
         memory: Memory::new(args.server.body_memory_mib),
         request_time: args.server.request_time(),
+        body_time: args.server.request_time() * 3 / 4,
         data_bytes_max,
         store,
         epoch,
@@ -97,12 +99,12 @@ fn open_writer(path: &std::path::Path) -> Result<Writer<RawDevice>> {
 
 impl Issuer {
     /// Answers a request.
-    pub async fn answer(&self, asked: &Asked, mut body: Incoming) -> Answered {
+    pub async fn answer(&self, asked: &Asked, body: &mut Incoming) -> Answered {
         let path = asked.uri.path();
-        let (route, answer) = if let Some(path) = path.strip_prefix("/receipts/") {
-            ("put", self.put(asked, path, &mut body).await)
+        if let Some(path) = path.strip_prefix("/receipts/") {
+            ("put", self.put(asked, path, body).await)
         } else if path == "/issue" {
-            ("issue", self.issue(asked, &mut body).await)
+            ("issue", self.issue(asked, body).await)
         } else if path == "/paths" {
             ("feed", self.changes(asked).await)
         } else if let Some(id) = path.strip_prefix("/paths/") {
@@ -113,11 +115,7 @@ impl Issuer {
             ("metrics", self.metrics(asked))
         } else {
             ("other", Err(Fault::not_found("nothing here: PUT /receipts/PATH, POST /issue, GET /paths/ID")))
-        };
-        if answer.is_err() {
-            drain(&asked.headers, &mut body).await;
         }
-        (route, answer)
     }
 
     /// Whether receipts can be stored: 200, or 503 with the reason.

@@ -8,6 +8,7 @@ use crate::limits::RECORD_BYTES;
 use crate::server::Asked;
 use crate::target::{Query, Wanted};
 use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
 use receipt_store::{Error, OwnedChange, ReceiptPath};
 use serde_json::json;
@@ -30,7 +31,7 @@ impl Issuer {
         let query = Query::strict(asked.uri.query(), &["id", "new_version"])?;
         let (id, is_new_version) = (id_of(asked, &query)?, query.flag("new_version")?);
         let received =
-            receive(&asked.headers, body, &self.memory, self.data_bytes_max, self.request_time).await?;
+            receive(&asked.headers, body, &self.memory, self.data_bytes_max, self.body_time).await?;
         self.store(path, received, id, is_new_version).await
     }
 
@@ -43,10 +44,15 @@ impl Issuer {
             let message = "this issuer draws no receipts: start it with --font-dir";
             return Err(Fault::new(StatusCode::NOT_IMPLEMENTED, "no_fonts", message));
         };
+        // A page of another site cannot send this type without asking first.
+        if !asked.headers.get(CONTENT_TYPE).is_some_and(is_json) {
+            let message = "send the record with Content-Type: application/json";
+            return Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", message));
+        }
         let query = Query::strict(asked.uri.query(), &["id"])?;
         let given = id_of(asked, &query)?;
         let Received { data, room, .. } =
-            receive(&asked.headers, body, &self.memory, RECORD_BYTES, self.request_time).await?;
+            receive(&asked.headers, body, &self.memory, RECORD_BYTES, self.body_time).await?;
         let drawn = painter.draw(data).await?;
         drop(room);
         let room = self.memory.take(drawn.picture.len() as u64).await?;
@@ -75,8 +81,7 @@ impl Issuer {
         if let Some(id) = &id {
             group.push(id.change(&path)?);
         }
-        let mut answers = self.committer.commit(group).await?.into_iter();
-        drop(room);
+        let mut answers = self.committer.commit(group, room).await?.into_iter();
         let receipt = answers.next().unwrap_or(Err(Error::WriterStopped));
         match answers.next() {
             Some(Err(Error::Exists { .. })) => {
@@ -98,6 +103,11 @@ impl Issuer {
         }
         Ok(json_reply(if stored.is_new { StatusCode::CREATED } else { StatusCode::OK }, &answer))
     }
+}
+
+fn is_json(value: &HeaderValue) -> bool {
+    let name = value.to_str().ok().and_then(|text| text.split(';').next());
+    name.is_some_and(|name| name.trim().eq_ignore_ascii_case("application/json"))
 }
 
 /// The id of a request, from its query or its header (percent-encoded in both).

@@ -23,14 +23,13 @@ pub fn wants_page(asked: &Asked) -> bool {
 }
 
 /// Files of the pages.
-pub fn asset(asked: &Asked, path: &str) -> Option<Reply> {
+pub fn asset(path: &str) -> Option<Reply> {
     let (content_type, text) = match path {
         "/style.css" => ("text/css; charset=utf-8", include_str!("style.css")),
         "/print.js" => ("text/javascript; charset=utf-8", include_str!("print.js")),
         "/favicon.svg" | "/favicon.ico" => ("image/svg+xml", include_str!("favicon.svg")),
         _ => return None,
     };
-    let _ = asked;
     let mut reply = text_reply(StatusCode::OK, content_type, text.to_owned());
     reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
     Some(reply)
