@@ -101,6 +101,17 @@ fn bad_sets_of_guests_are_refused() {
 }
 
 #[test]
+fn guests_end_at_the_limit() {
+    let scratch = Scratch::new();
+    let spec =
+        |at: usize| format!("name=g{at},socket={},access=ro", scratch.join(&format!("{at}.sock")).display());
+    let specs: Vec<String> = (0..17).map(spec).collect();
+    let exit = serve_guests(&scratch, &specs.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(exit.code, Some(2));
+    assert!(exit.stderr.contains("17 guests: 16 are possible"), "{}", exit.stderr);
+}
+
+#[test]
 fn bad_socket_paths_are_refused() {
     let scratch = Scratch::new();
     let long = format!("name=a,access=rw,socket=DIR/{}", "x".repeat(110));

@@ -160,12 +160,19 @@ fn broken_messages_are_refused() {
         },
         Case { name: "8 surplus descriptors", act: |peer| surplus(peer, 8) },
         Case { name: "253 surplus descriptors", act: |peer| surplus(peer, 253) },
+        Case { name: "descriptors with every byte", act: descriptors_with_every_byte },
     ]);
 }
 
 /// Dirty pages are logged for live migration, which is not offered.
 fn log_base() -> Message {
     Message::new(code::SET_LOG_BASE, &[1_u64 << 40, 0].map(u64::to_le_bytes).concat())
+}
+
+/// A message that is not complete yet, each byte of which brings more.
+fn descriptors_with_every_byte(peer: &Peer) -> io::Result<()> {
+    let header = [code::SET_MEM_TABLE, 1, 4096].map(u32::to_le_bytes).concat();
+    header.chunks(1).try_for_each(|byte| peer.wire.send_bytes(byte, &[peer.memory.fd(); 8]))
 }
 
 fn surplus(peer: &Peer, count: usize) -> io::Result<()> {

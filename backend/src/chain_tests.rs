@@ -116,3 +116,33 @@ fn an_over_long_chain_keeps_only_its_end() {
     assert!(chain.is_too_long);
     assert_eq!((chain.writable.len(), lengths(&chain).1), (1, 1));
 }
+
+/// Every address beside an edge with every length beside one, against arithmetic that cannot wrap.
+#[test]
+fn buffers_are_inside_memory_exactly_when_wider_arithmetic_says_so() {
+    let mem = memory();
+    let around = |edge: u64| (0..=2).flat_map(move |by| [edge.wrapping_sub(by), edge.wrapping_add(by)]);
+    let edges = [0, 0x8000, 0x10000, 1 << 32, 1 << 63, u64::MAX];
+    for addr in edges.into_iter().flat_map(around) {
+        for len in [1u32, 2, 0x7fff, 0x8000, 0x8001, 0xffff, 0x10000, 0x10001, u32::MAX - 1, u32::MAX] {
+            let mut slices = Vec::new();
+            let found = HostSlice::resolve(&mem, GuestAddress(addr), len as usize, &mut slices);
+            let is_inside = u128::from(addr) + u128::from(len) <= 0x10000;
+            assert_eq!(found.is_some(), is_inside, "{len} bytes at {addr:#x}");
+            if is_inside {
+                assert_eq!(total_len(&slices), len as usize);
+            }
+        }
+    }
+}
+
+#[test]
+fn table_at_the_end_of_addresses_is_not_there() {
+    let mem = memory();
+    for address in [0x10000 - 15, u64::MAX - 15, u64::MAX] {
+        let ring = DescriptorTable { address, size: 8, may_be_indirect: true };
+        for head in [0, 1, 7] {
+            assert_eq!(Chain::default().walk(&mem, ring, head), Err(ChainError::TableOutside));
+        }
+    }
+}

@@ -15,16 +15,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::limits::{MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
+use crate::limits::{CONTROL_CLIENT_SECONDS, MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
 use crate::operator::Operator;
 use crate::sandbox::Sandbox;
 use crate::shared::Shared;
 use crate::socket::Listener;
 use crate::stats::Snapshot;
 use crate::wire::wait_readable;
-
-/// Longest wait for a client's next line or for it to take an answer.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A command as it comes over the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,8 +111,9 @@ impl<'a> Control<'a> {
 
     fn serve_connection(&self, stream: &UnixStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
-        stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+        let patience = Some(Duration::from_secs(CONTROL_CLIENT_SECONDS));
+        stream.set_read_timeout(patience)?;
+        stream.set_write_timeout(patience)?;
         let mut lines = BufReader::new(stream);
         loop {
             let mut line = String::new();

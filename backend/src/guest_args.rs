@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::args::{EndpointConfig, GuestConfig};
 use crate::error::StartError;
-use crate::limits::{MAX_NAME_BYTES, MAX_SOCKET_PATH_BYTES};
+use crate::limits::{MAX_GUESTS, MAX_NAME_BYTES, MAX_SOCKET_PATH_BYTES};
 use crate::role::{ReadMode, Role};
 use crate::socket::SocketAccess;
 use crate::throttle::Limits;
@@ -91,6 +91,9 @@ fn parse_reads(text: &str) -> Option<ReadMode> {
 /// # Errors
 /// One line that says which guests do not go together.
 pub fn check_guests(guests: &[GuestConfig], multi_writer: bool) -> Result<(), StartError> {
+    if guests.len() > MAX_GUESTS {
+        return Err(StartError::Usage(format!("{} guests: {MAX_GUESTS} are possible", guests.len())));
+    }
     let (mut names, mut paths) = (HashSet::new(), HashSet::new());
     for guest in guests {
         let name = &guest.name;

@@ -29,6 +29,8 @@ mod disk;
 mod engine;
 pub mod error;
 mod execute;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gate;
 mod group;
 mod guest;

@@ -1,4 +1,7 @@
-//! Every limit of the backend in one place; the table in the README says the same.
+//! Every limit of the backend in one place; docs/limits.md says the same.
+
+/// Guests of one backend; the memory regions of all of them fit into [`MAX_GUARDED_REGIONS`].
+pub const MAX_GUESTS: usize = 16;
 
 /// Virtqueues one guest may use. QEMU exits when it wants more than the backend offers.
 pub const MAX_QUEUES: u16 = 64;
@@ -115,6 +118,12 @@ pub const SECTOR_BYTES: u64 = 512;
 /// Ranges in the map of bytes that are not synced; past it neighbours are joined.
 pub const MAX_DIRTY_RANGES: usize = 4096;
 
+/// Front ends that may wait at a socket to be accepted.
+pub const MAX_WAITING_CONNECTIONS: i32 = 128;
+
+/// Seconds that a client of the control socket may be silent, or leave an answer unread.
+pub const CONTROL_CLIENT_SECONDS: u64 = 30;
+
 /// Connections to the control socket at once.
 pub const MAX_CONTROL_CONNECTIONS: usize = 16;
 
@@ -129,3 +138,52 @@ pub const MAX_POLL_US: u32 = 1_000_000;
 
 /// Processors of a host (`CPU_SETSIZE`).
 pub const MAX_CPUS: usize = 1024;
+
+const _: () = assert!(MAX_GUESTS * MAX_MEM_SLOTS <= MAX_GUARDED_REGIONS);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    /// A product, a shift or a number.
+    fn value(text: &str) -> u128 {
+        let number = |text: &str| text.trim().replace('_', "").parse::<u128>().unwrap();
+        match text.split_once("<<") {
+            Some((base, bits)) => number(base) << number(bits),
+            None => text.split('*').map(number).product(),
+        }
+    }
+
+    /// A number with its unit, as people write it.
+    fn written(text: &str) -> u128 {
+        let (number, unit) = text.split_once(' ').unwrap_or((text, ""));
+        let factor = match unit {
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => 1,
+        };
+        number.replace(',', "").parse::<u128>().unwrap() * factor
+    }
+
+    #[test]
+    fn page_of_limits_says_what_the_code_says() {
+        let constant = |line: &str| {
+            let (name, rest) = line.strip_prefix("pub const ")?.split_once(": ")?;
+            let (_, text) = rest.split_once(" = ")?;
+            Some((name.to_owned(), value(text.trim_end_matches(';'))))
+        };
+        let in_code: BTreeMap<String, u128> =
+            include_str!("limits.rs").lines().filter_map(constant).collect();
+        let row = |line: &str| {
+            let cells: Vec<&str> = line.strip_prefix("| ")?.split(" | ").collect();
+            let name = cells.last()?.trim_end_matches(" |").strip_prefix('`')?.strip_suffix('`')?;
+            Some((name.to_owned(), written(cells.get(1)?)))
+        };
+        let page = include_str!("../../docs/limits.md");
+        let on_page: BTreeMap<String, u128> = page.lines().filter_map(row).collect();
+        assert!(in_code.len() > 40);
+        assert_eq!(in_code, on_page);
+    }
+}

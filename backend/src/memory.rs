@@ -206,6 +206,12 @@ impl HostSlice {
         Self(libc::iovec { iov_base: buffer.cast(), iov_len: len })
     }
 
+    /// Where it is on the host.
+    #[cfg(any(test, fuzzing))]
+    pub fn address(&self) -> usize {
+        self.0.iov_base.addr()
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -87,6 +87,24 @@ fn rounding_in_stays_inside() {
     assert!(range(100, 900).rounded_in(4096).is_empty());
 }
 
+proptest! {
+    /// The smallest range of whole units around it and the largest inside it, for every range that a disk can have.
+    #[test]
+    fn rounding_agrees_with_wider_arithmetic(
+        start in prop_oneof![0..20_000u64, (1 << 62)..(1u64 << 63), Just(i64::MAX as u64)],
+        len in 0..40_000u64,
+        align in prop::sample::select(vec![1u64, 512, 4096, 65536, 1 << 20]),
+    ) {
+        let own = range(start, (start + len).min(i64::MAX as u64));
+        let (from, to, unit) = (u128::from(own.start), u128::from(own.end), u128::from(align));
+        let out = own.rounded_out(align);
+        prop_assert_eq!((u128::from(out.start), u128::from(out.end)), (from / unit * unit, to.div_ceil(unit) * unit));
+        let inside = own.rounded_in(align);
+        let first = from.div_ceil(unit) * unit;
+        prop_assert_eq!((u128::from(inside.start), u128::from(inside.end)), (first, (to / unit * unit).max(first)));
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Admit { start: u64, len: u64, write: bool },

@@ -125,3 +125,39 @@ fn empty_erase_segments_vanish() {
     })
     .unwrap();
 }
+
+/// Numbers on both sides of every edge: of the disk, of what times 512 still fits, of 64 bits.
+fn edges() -> Vec<u64> {
+    let at = [
+        0,
+        1,
+        CAPACITY / SECTOR_BYTES,
+        1 << 32,
+        1 << 54,
+        1 << 55,
+        1 << 63,
+        u64::MAX / SECTOR_BYTES,
+        u64::MAX,
+    ];
+    let around = |edge: u64| (0..=3).flat_map(move |by| [edge.wrapping_sub(by), edge.wrapping_add(by)]);
+    at.into_iter().flat_map(around).collect()
+}
+
+#[test]
+fn ranges_agree_with_wider_arithmetic_at_every_edge() {
+    for start in edges() {
+        for count in edges() {
+            for capacity in edges().into_iter().map(|sectors| sectors.saturating_mul(SECTOR_BYTES)) {
+                let wide = |number: u64| u128::from(number) * u128::from(SECTOR_BYTES);
+                let end = wide(start) + wide(count);
+                let found = byte_range(start, count, capacity);
+                if end <= u128::from(capacity) {
+                    let range = found.unwrap();
+                    assert_eq!((u128::from(range.start), u128::from(range.end)), (wide(start), end));
+                } else {
+                    assert_eq!(found, Err(Status::IoErr), "{start} + {count} on {capacity}");
+                }
+            }
+        }
+    }
+}

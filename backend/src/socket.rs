@@ -12,9 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
 
 use crate::error::StartError;
-
-/// Front ends that may wait to be accepted.
-const BACKLOG: i32 = 128;
+use crate::limits::MAX_WAITING_CONNECTIONS;
 
 /// Who may connect, besides the backend's own user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -128,7 +126,11 @@ impl Listener {
     /// # Errors
     /// When the kernel refuses, which it should not.
     pub fn listen(&self) -> io::Result<()> {
-        if self.made.is_some() { Ok(rustix::net::listen(&self.socket, BACKLOG)?) } else { Ok(()) }
+        if self.made.is_some() {
+            Ok(rustix::net::listen(&self.socket, MAX_WAITING_CONNECTIONS)?)
+        } else {
+            Ok(())
+        }
     }
 
     /// A connection if one waits.
