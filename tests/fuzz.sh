@@ -16,7 +16,7 @@ case ${1-} in -h | --help) print_header_comment "$0"; exit 0 ;; esac
 seconds=${1:-30}
 case $seconds in '' | *[!0-9]*) usage_error "SECONDS is a number, not '$seconds'" ;; esac
 wanted=" ${*:2} "
-crates=(guest-driver/fuzz)
+crates=(backend/fuzz guest-driver/fuzz)
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repo_dir/target}/fuzz
 triple=$(rustc -vV | sed -n 's/^host: //p')
 results=$(mktemp -d "${TMPDIR:-/tmp}/receiptdisk-fuzz.XXXXXX")

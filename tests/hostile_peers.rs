@@ -10,7 +10,7 @@ use receiptdisk_tests::raw::{
     mem_table, status,
 };
 use receiptdisk_tests::rng::Rng;
-use receiptdisk_tests::{Ctl, Polite, SECTOR, Scratch, Serve, Stand, pattern, until};
+use receiptdisk_tests::{Ctl, DiskOp, FaultStand, Polite, SECTOR, Scratch, Serve, Stand, pattern, until};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
@@ -205,8 +205,10 @@ fn live_memory_may_go_and_come_back() {
         let remove = Message::new(code::REM_MEM_REG, &[vec![0; 8], region.bytes()].concat());
         // Refused or done: its rings are gone either way, and a kick finds nothing.
         let _ = guest.front().acknowledged(&remove, &[]);
+        guest.publish(0, &Request::get_id());
         guest.kick(0);
         scene.polite.assert_goes_on();
+        assert!(guest.poll_used(0).is_none(), "memory that was taken back is still used");
     }
     scene.assert_unhurt();
 }
@@ -376,6 +378,37 @@ fn requests_of_many_ranges_hold_up_nobody_else() {
     }
     drop(guest);
     scene.assert_unhurt();
+}
+
+#[test]
+fn ranges_in_flight_end_at_the_limit() {
+    let stand = FaultStand::serve(|serve| serve.rw("hostile").ro("polite"));
+    let mut guest = stand.guest("hostile", 2);
+    let mut polite = stand.guest("polite", 1);
+    // The thread that zeroes is busy, so all of it waits.
+    stand.disk().hold(DiskOp::Sync);
+    let flush = polite.submit(0, &Request::flush());
+    stand.disk().wait_for_held(DiskOp::Sync, 1);
+    let ranges: Vec<(u64, u32)> = (0..16).map(|part| (part * 16, 8)).collect();
+    let zeroes = Request::write_zeroes(&ranges, SegmentFlags::default()).indirect();
+    for _ in 0..64 {
+        guest.publish(0, &zeroes);
+    }
+    guest.kick(0);
+    until("all of a queue to be taken", || (stand.ctl().stats("hostile")["parked"] == 63).then_some(()));
+    // 64 requests of 16 ranges are 1,024: what is on the other queue is not even looked at.
+    let next = guest.submit(1, &Request::get_id());
+    for _ in 0..100 {
+        let read = polite.submit(0, &Request::read(1024, 4096));
+        assert_eq!(polite.wait_used(0).0, read);
+    }
+    assert!(guest.poll_used(1).is_none(), "more ranges are in flight than there may be");
+    stand.disk().release(DiskOp::Sync);
+    assert_eq!(polite.wait_used(0).0, flush);
+    assert_eq!(guest.wait_used(1).0, next);
+    for _ in 0..64 {
+        assert_eq!(guest.wait_used(0).1.status, status::OK);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! `backend/src/sandbox/tests.rs`; that serving goes on is shown by all other tests, which run with the sandbox on.
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
 
 use receiptdisk_tests::raw::{RawGuest, Request, status};
 use receiptdisk_tests::{Ctl, Scratch, Serve};
@@ -113,6 +113,9 @@ fn an_unprivileged_user_can_run_it() {
     let group = format!("access=standby,mode=0660,group={NOBODY}");
     let serve = || Serve::image(&image).rw("a").guest("b", &group).arg("--control").arg(&control);
     let mut backend = serve().run_by(&as_nobody).start();
+    // The kernel gives the files of a process that must not dump core to root, so nobody else of its user looks into it.
+    let process = fs::metadata(format!("/proc/{}/mem", backend.proc().pid())).unwrap();
+    assert_eq!(process.uid(), 0);
     let ctl = Ctl::new(control.clone());
     let [mut a, mut b] = ["a", "b"].map(|name| RawGuest::connect(&backend.socket(name)));
     [&mut a, &mut b].into_iter().for_each(|guest| guest.start_queues(1));

@@ -30,6 +30,7 @@ use crate::image::{CacheMode, Image, ImageOptions};
 use crate::memory::{HostSlice, Mem, total_len};
 use crate::message::{HEADER_BYTES, Header, Message};
 use crate::order::ByteRange;
+use crate::recovery::Recovery;
 use crate::request::{Operation, Request};
 use crate::role::{ReadMode, Role};
 use crate::session::{Offer, Session};
@@ -81,10 +82,16 @@ fn open_disk(path: PathBuf) -> Result<Disk, crate::error::StartError> {
     Ok(Disk::new(Image::open(&options)?, true, true, None))
 }
 
+/// Nobody to wait for.
+fn recovery() -> Recovery {
+    let folder = std::env::temp_dir().join(format!("receiptdisk-fuzz-{}", std::process::id()));
+    Recovery::load(&folder.join("state"), vec!["fuzz".into()])
+}
+
 /// A guest's worker and the syncer, which serve one input after the other.
 fn shared() -> &'static Arc<Shared> {
     static SHARED: LazyLock<Arc<Shared>> = LazyLock::new(|| {
-        let shared = Arc::new(Shared::new(disk(), Gate::new(1, false).unwrap(), 1));
+        let shared = Arc::new(Shared::new(disk(), Gate::new(1, false).unwrap(), recovery(), 1));
         let config = WorkerConfig {
             index: 0,
             guest: "fuzz".into(),
@@ -167,7 +174,7 @@ pub fn rings(input: &[u8]) {
     queue.set_next_avail(input.u16());
     let size = queue.size();
     let [kick, call] = [(); 2].map(|()| eventfd(0, EventfdFlags::NONBLOCK).unwrap());
-    let mut vring = Vring::new(queue, Arc::clone(&mem), kick, Some(call), features);
+    let mut vring = Vring::new(queue, Arc::clone(&mem), kick, Some(call), features, None);
     let (mut heads, mut chain) = (Vec::new(), Chain::default());
     for _ in 0..8 {
         let limit = usize::from(input.byte() % 65);
