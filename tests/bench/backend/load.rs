@@ -31,8 +31,8 @@ pub enum Other {
     WriteZeroes,
 }
 
-/// Sectors of one discard or write-zeroes: 64 MiB.
-const ERASED_SECTORS: u32 = 64 << 11;
+/// Sectors of one discard or write-zeroes: 16 MiB, the most that qemu-storage-daemon takes.
+const ERASED_SECTORS: u32 = 16 << 11;
 
 /// One pattern of the benchmark.
 #[derive(Debug, Clone, Copy)]
@@ -75,8 +75,8 @@ pub const LOADS: [Load; 14] = [
     load("4k random 70% read, depth 16, one guest", Shape::Random { read_percent: 70 }, 4096, 16, 1),
     load("4k random 70% read, depth 16, two guests", Shape::Random { read_percent: 70 }, 4096, 16, 2),
     load("4k random read beside writes and flushes", Shape::Beside(Other::WriteAndFlush), 4096, 1, 2),
-    load("4k random read beside discards of 64 MiB", Shape::Beside(Other::Discard), 4096, 1, 2),
-    load("4k random read beside zeroing of 64 MiB", Shape::Beside(Other::WriteZeroes), 4096, 1, 2),
+    load("4k random read beside discards of 16 MiB", Shape::Beside(Other::Discard), 4096, 1, 2),
+    load("4k random read beside zeroing of 16 MiB", Shape::Beside(Other::WriteZeroes), 4096, 1, 2),
     Load { queues: 2, ..load("4k random read, 2 queues of depth 16", READS, 4096, 16, 1) },
     Load { queues: 4, ..load("4k random read, 4 queues of depth 8", READS, 4096, 8, 1) },
 ];
