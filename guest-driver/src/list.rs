@@ -86,9 +86,11 @@ fn open_end<D: Device>(
     let geometry = &superblock.geometry;
     let mut tail: Tail = load_tail(device, superblock, &head.replay, epoch)?;
     let mut headers = Vec::new();
+    let mut is_damaged = !tail.damaged_blocks.is_empty();
     for item in std::mem::take(&mut tail.pending) {
-        if let Ok((header, _)) = read_header(device, superblock, item.block)? {
-            headers.push(header);
+        match read_header(device, superblock, item.block)? {
+            Ok((header, _)) => headers.push(header),
+            Err(_) => is_damaged = true,
         }
     }
     while tail.cursor.seq < head.published_seq {
@@ -97,10 +99,10 @@ fn open_end<D: Device>(
                 tail.advance(&header, hash, geometry);
                 headers.push(header);
             }
-            _ => break,
+            _ => return Ok((headers, true)),
         }
     }
-    Ok((headers, !tail.damaged_blocks.is_empty()))
+    Ok((headers, is_damaged))
 }
 
 /// Records with a path in the blocks `from..to` of a segment, oldest first, by their headers.

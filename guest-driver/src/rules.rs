@@ -80,8 +80,6 @@ pub enum Rule {
     RepairOrders,
     /// The flushes of a repair.
     RepairFlushes,
-    /// The table's count of live records is a hint only.
-    LiveIsHint,
     /// A receipt is not removed before its term is over.
     TermKeeps,
     /// A hold keeps receipts from being removed.

@@ -191,10 +191,13 @@ impl Superblock {
             }
         }
         for page_no in superblock_pages(device.size_bytes()).skip(1) {
-            if let Ok(Some(superblock)) = Self::read_at(device, page_no)
-                && superblock.geometry.superblock_copy_page() == page_no
-            {
-                return Ok(superblock);
+            match Self::read_at(device, page_no) {
+                Ok(Some(superblock)) if superblock.geometry.superblock_copy_page() == page_no => {
+                    return Ok(superblock);
+                }
+                // A disk that cannot be read is not one without a store.
+                Err(error @ Error::Device(_)) => first_error = Some(error),
+                _ => {}
             }
         }
         Err(first_error.unwrap_or_else(|| Error::NoStore { name: name.to_owned() }))

@@ -2,7 +2,7 @@
 //! verifies, and everything that is kept twice or counted (superblocks, slots, segment table, Summaries) says what the log says.
 //! Findings are data; nothing is written here. What could be mended is collected in a [`Plan`] for [`crate::Writer::repair`].
 //!
-//! Reads everything once, and one index page and one header a receipt more. A store that is being written meanwhile is
+//! Reads everything once, and two index pages and one header a receipt more. A store that is being written meanwhile is
 //! checked up to what was published at the beginning.
 
 mod index;
@@ -493,17 +493,16 @@ impl<D: Device> Check<'_, D> {
                 break;
             }
             let is_candidate = ReceiptPath::from_bytes(path).is_ok();
-            if is_candidate && self.is_entry_at(path, block) {
+            if is_candidate && self.is_entry_at(path, block)? {
                 return Ok(Some(String::from_utf8_lossy(path).into_owned()));
             }
         }
         Ok(None)
     }
 
-    fn is_entry_at(&self, path: &[u8], block: u64) -> bool {
-        let hash = self.superblock.path_hash(path);
-        let found = self.search(hash);
-        found.is_ok_and(|found| found.entries.iter().any(|(_, entry)| entry.block == block))
+    fn is_entry_at(&self, path: &[u8], block: u64) -> Result<bool> {
+        let found = self.search(self.superblock.path_hash(path))?;
+        Ok(found.entries.iter().any(|(_, entry)| entry.block == block))
     }
 
     fn next_record(&self, from: u64, end: u64, generation: u32, seq: u64) -> Result<u64> {

@@ -65,8 +65,9 @@ impl Window {
                     return Err(Error::Corrupt(format!("record at block {}: {fault}", cursor.block)));
                 }
                 _ => {
+                    let end_seq = cursor.seq;
                     self.cursor = Some(cursor);
-                    return Ok(());
+                    return check_end(device, superblock, control, end_seq);
                 }
             }
         }
@@ -96,4 +97,15 @@ impl Window {
                 })
             })
     }
+}
+
+/// What the head publishes is in the window, unless the head has changed meanwhile or a record is damaged.
+fn check_end<D: Device>(device: &D, superblock: &Superblock, control: &Control, end_seq: u64) -> Result<()> {
+    let published_seq = control.head.published_seq;
+    if end_seq >= published_seq
+        || Control::read(device, superblock)?.head_page.version != control.head_page.version
+    {
+        return Ok(());
+    }
+    Err(Error::Corrupt(format!("the log ends at sequence {end_seq}, published is {published_seq}")))
 }

@@ -178,6 +178,47 @@ fn a_rotten_header_since_the_last_summary_stops_neither_writer_nor_listing() {
     assert!(named.contains(&rotten.path.to_string()), "{named:?}");
 }
 
+/// What the head publishes and no Summary lists yet: a list that lacks it is not complete.
+#[test]
+fn a_rotten_header_in_the_replay_window_is_missed_by_the_list() {
+    let (sim, _) = store();
+    let mut writer = writer(&sim);
+    let names = [path("w/0"), path("w/1")];
+    let stored = writer.commit(&[Put::new(&names[0], b"0"), Put::new(&names[1], b"1")]).unwrap();
+    for (number, stored) in stored.into_iter().enumerate() {
+        let sim = sim.fork();
+        sim.rot(block_offset(stored.unwrap().locator.block) + 20, 1);
+        let (names, done) = listed(&sim);
+        assert_eq!(done.unwrap_err().exit_code(), 5, "the list is not complete, and says so");
+        assert_eq!(names.len(), 20 + number);
+    }
+}
+
+/// A crash takes the index page of an acknowledged receipt back, and rot hides its record: the head still knows of it.
+#[test]
+fn a_rotten_header_in_the_replay_window_makes_nothing_not_found() {
+    let (sim, _) = store();
+    let mut writer = writer(&sim);
+    let names = [path("w/0"), path("w/1")];
+    let superblock = writer.superblock().clone();
+    let home = |name: &crate::ReceiptPath| {
+        superblock
+            .geometry
+            .home_page(&superblock.geometry.regions[0], superblock.path_hash(name.as_str().as_bytes()).bucket)
+    };
+    let page = page_offset(home(&names[1]));
+    let mut before = vec![0; 8192];
+    sim.reader().read(page, &mut before).unwrap();
+    let stored = writer.commit(&[Put::new(&names[0], b"0"), Put::new(&names[1], b"1")]).unwrap();
+    let rotten = block_offset(stored[0].as_ref().unwrap().locator.block) + 20;
+    drop(writer);
+    sim.writer().write(page, &before).unwrap();
+    let get = || Reader::new(sim.reader(), "sim").get(&names[1]).unwrap_err().exit_code();
+    assert_eq!(get(), 4);
+    sim.rot(rotten, 1);
+    assert_eq!(get(), 5);
+}
+
 #[test]
 fn a_rotten_summary_hides_nothing_from_the_list() {
     let (sim, stored) = store();

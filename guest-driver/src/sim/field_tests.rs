@@ -147,11 +147,11 @@ fn every_field_of_a_seal_and_its_list_changed() {
 }
 
 /// The beginning of a disk, on which some reads fail.
-struct Cut {
+pub(super) struct Cut {
     device: SimReader,
     size_bytes: u64,
     fail_at: u64,
-    reads: Cell<u64>,
+    pub(super) reads: Cell<u64>,
 }
 
 impl Device for Cut {
@@ -175,7 +175,7 @@ impl Device for Cut {
     }
 }
 
-fn cut(sim: &Sim, size_bytes: u64, fail_at: u64) -> Cut {
+pub(super) fn cut(sim: &Sim, size_bytes: u64, fail_at: u64) -> Cut {
     Cut { device: sim.reader(), size_bytes, fail_at, reads: Cell::new(0) }
 }
 

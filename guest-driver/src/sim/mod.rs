@@ -13,6 +13,8 @@ mod damage_tests;
 #[cfg(test)]
 mod exhaustive_tests;
 #[cfg(test)]
+mod failing_tests;
+#[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
 mod field_tests;
@@ -27,7 +29,11 @@ mod life_world;
 #[cfg(test)]
 mod parallel_tests;
 #[cfg(test)]
+mod repair_case_tests;
+#[cfg(test)]
 mod repair_tests;
+#[cfg(test)]
+mod repair_world_tests;
 #[cfg(test)]
 mod review_tests;
 #[cfg(test)]

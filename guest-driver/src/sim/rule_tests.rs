@@ -3,7 +3,10 @@
 //! `RECEIPT_RULE=Repair` only the rules with that in their names.
 
 use super::schedule_tests::{number, run_seeds};
-use super::{damage_tests, exhaustive_tests, fault_tests, repair_tests, review_tests, store_tests, world};
+use super::{
+    damage_tests, exhaustive_tests, fault_tests, repair_case_tests, repair_tests, repair_world_tests,
+    review_tests, store_tests, world,
+};
 use crate::rules::Rule;
 
 /// Removed rules, the schedules within which the simulator finds it (0 = only a directed test does).
@@ -90,16 +93,16 @@ const DIRECTED: &[(&str, fn())] = &[
 
 /// Those of repairs, for the rules of repairs.
 const DIRECTED_REPAIR: &[(&str, fn())] = &[
-    ("a bucket that spills", repair_tests::a_bucket_that_spills_is_mended_from_behind),
+    ("a bucket that spills", repair_case_tests::a_bucket_that_spills_is_mended_from_behind),
     (
         "what a lost record may have removed",
-        repair_tests::what_a_lost_record_may_have_removed_is_not_brought_back,
+        repair_case_tests::what_a_lost_record_may_have_removed_is_not_brought_back,
     ),
     (
         "an index that knows more than the log",
-        repair_tests::an_index_that_knows_more_than_the_log_stops_a_repair,
+        repair_case_tests::an_index_that_knows_more_than_the_log_stops_a_repair,
     ),
-    ("a window that cannot be applied", repair_tests::a_window_that_cannot_be_applied_is_mended),
+    ("a window that cannot be applied", repair_case_tests::a_window_that_cannot_be_applied_is_mended),
     ("every damaged page", repair_tests::every_damaged_page_is_named_and_mended),
     (
         "a crash at every operation of a repair",
@@ -128,7 +131,7 @@ fn each_rule_that_is_removed_is_noticed() {
     let mut unnoticed = Vec::new();
     let only = std::env::var("RECEIPT_RULE").unwrap_or_default();
     for (rules, within) in ROWS.iter().filter(|(rules, _)| format!("{rules:?}").contains(&only)) {
-        let run = if is_of_repair(rules) { repair_tests::run_repair } else { world::run };
+        let run = if is_of_repair(rules) { repair_world_tests::run_repair } else { world::run };
         let bad = run_seeds(0..table.unwrap_or(*within), rules, run);
         let names =
             if table.is_some() || bad.is_empty() { directed(rules, table.is_some()) } else { Vec::new() };

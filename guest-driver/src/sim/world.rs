@@ -471,35 +471,7 @@ impl World {
         if result.is_err() || listed != expected {
             self.bad.push(format!("listing: {} paths of {}, {result:?}", listed.len(), expected.len()));
         }
-        if !Rule::LiveIsHint.holds() {
-            self.bad.extend(live_faults(reader));
-        }
     }
-}
-
-/// Segments that the table believes to hold fewer live records than the index names: a program that trusted the count
-/// would free a segment with receipts in it.
-fn live_faults(reader: &Reader<super::SimReader>) -> Vec<String> {
-    use crate::page::{PageId, PageKind, read_page};
-    let superblock = reader.superblock().unwrap();
-    let geometry = &superblock.geometry;
-    let mut live: HashMap<u64, u32> = HashMap::new();
-    for page_no in geometry.index_pages() {
-        for entry in reader.read_index_page(&superblock, page_no).unwrap().0.entries {
-            *live.entry(geometry.segment_of(entry.block)).or_default() += 1;
-        }
-    }
-    let id = |page_no| PageId { store_id: Some(superblock.store_id()), page_no, kind: PageKind::Table };
-    let mut faults = Vec::new();
-    for (segment, count) in live {
-        let (page_no, slot) = geometry.table_slot(segment);
-        let (page, _) = read_page(reader.device(), id(page_no)).unwrap();
-        let table = crate::table::entry(&page, slot).unwrap();
-        if table.live < count {
-            faults.push(format!("segment {segment}: table says {} live, index {count}", table.live));
-        }
-    }
-    faults
 }
 
 /// Runs the sessions of one schedule.

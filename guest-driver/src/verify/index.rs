@@ -63,7 +63,7 @@ impl<D: Device> Check<'_, D> {
             return Ok(());
         }
         for (page_no, entry) in found.entries.into_iter().filter(|(_, entry)| entry.seq < record.seq) {
-            if entry.seq == removes_seq || self.is_of(&entry, path) {
+            if entry.seq == removes_seq || self.is_of(&entry, path)? {
                 self.found(Some(path), &place, "removed, but still in the index")?;
                 self.plan.stale.push((page_no, entry));
             }
@@ -115,11 +115,14 @@ impl<D: Device> Check<'_, D> {
             return self.found(Some(&header.meta), &place, &fact);
         }
         // A newer entry of the path, or a way that does not lead here: left behind, and in the way of later ones.
-        let found = self.search(hash)?;
-        let first = found.entries.into_iter().find(|(_, other)| self.is_of(other, &header.meta));
-        if first.is_some_and(|(page, found)| found.seq <= self.end_seq && (page, found) != (page_no, *entry))
-            || first.is_none()
-        {
+        let mut first = None;
+        for (page, other) in self.search(hash)?.entries {
+            if (page, other) == (page_no, *entry) || self.is_of(&other, &header.meta)? {
+                first = Some((page, other));
+                break;
+            }
+        }
+        if first.is_none_or(|(page, other)| other.seq <= self.end_seq && (page, other) != (page_no, *entry)) {
             let fact = format!("the entry for sequence {} is not the one that its path leads to", entry.seq);
             self.plan.stale.push((page_no, *entry));
             self.found(Some(&header.meta), &place, &fact)?;
@@ -157,10 +160,8 @@ impl<D: Device> Check<'_, D> {
     }
 
     /// Whether an entry names a record of this path.
-    fn is_of(&self, entry: &Entry, path: &[u8]) -> bool {
-        let header = read_header(self.reader.device(), self.superblock, entry.block);
-        header.is_ok_and(|parsed| {
-            parsed.is_ok_and(|(header, _)| header.seq == entry.seq && header.meta == path)
-        })
+    fn is_of(&self, entry: &Entry, path: &[u8]) -> Result<bool> {
+        let parsed = read_header(self.reader.device(), self.superblock, entry.block)?;
+        Ok(parsed.is_ok_and(|(header, _)| header.seq == entry.seq && header.meta == path))
     }
 }
