@@ -65,6 +65,10 @@ impl RawDevice {
     }
 
     fn open(path: &Path, flags: OFlags) -> std::result::Result<Self, Errno> {
+        let kind = std::fs::metadata(path).map(|meta| meta.file_type());
+        if kind.is_ok_and(|kind| !kind.is_block_device() && !kind.is_file()) {
+            return Err(Errno::NOTBLK); // opening a pipe would wait for ever
+        }
         let flags = flags | OFlags::CLOEXEC;
         let (fd, is_direct) = match rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()) {
             Ok(fd) => (fd, true),

@@ -8,20 +8,10 @@ use receipt_store::page::{Page, PageKind, encode_slot};
 use receipt_store::{Device, RawDevice, Reader, ReceiptPath, Superblock, Writer, WriterOptions};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::Duration;
 use support::{Store, text};
-
-fn filled(count: u32) -> Store {
-    let store = Store::new();
-    for number in 0..count {
-        store.file(&format!("in/{number}"), &number.to_le_bytes().repeat(2000));
-    }
-    store.ok(&["put", "--batch", store.path("in").to_str().unwrap(), "--prefix", "r/"]);
-    store
-}
 
 /// Rots both slots of the index page of a path.
 fn damage(store: &Store, name: &str) {
@@ -37,7 +27,7 @@ fn damage(store: &Store, name: &str) {
 
 #[test]
 fn a_repair_mends_the_index_and_says_so() {
-    let store = filled(40);
+    let store = Store::filled(40);
     assert_eq!(store.ok(&["scrub"]), "");
     assert_eq!(store.ok(&["scrub", "--repair"]), "");
     damage(&store, "r/7");
@@ -66,7 +56,7 @@ fn a_repair_mends_the_index_and_says_so() {
 
 #[test]
 fn what_cannot_be_mended_is_named_and_stays_exit_code_5() {
-    let store = filled(10);
+    let store = Store::filled(10);
     let stat: serde_json::Value = serde_json::from_str(&store.ok(&["stat", "r/3", "--json"])).unwrap();
     let disk = fs::OpenOptions::new().write(true).open(store.path("disk")).unwrap();
     disk.write_all_at(&[0; 9], stat["block"].as_u64().unwrap() * 4096 + 6000).unwrap();
@@ -87,7 +77,7 @@ fn what_cannot_be_mended_is_named_and_stays_exit_code_5() {
 
 #[test]
 fn a_repair_goes_through_the_running_writer() {
-    let store = filled(20);
+    let store = Store::filled(20);
     let socket = store.path("sock");
     let socket = socket.to_str().unwrap();
     let mut server = store.command(&["serve", "--socket", socket]).stdout(Stdio::piped()).spawn().unwrap();
@@ -111,7 +101,7 @@ fn a_repair_goes_through_the_running_writer() {
 
 #[test]
 fn stores_that_may_not_be_written_are_not_mended() {
-    let store = filled(5);
+    let store = Store::filled(5);
     damage(&store, "r/1");
     let device = RawDevice::open_writer(&store.path("disk")).unwrap();
     store.fails(&["scrub", "--repair"], 7);
@@ -127,7 +117,7 @@ fn stores_that_may_not_be_written_are_not_mended() {
     assert!(store.fails(&["scrub", "--repair"], 7).contains("features"));
     assert_eq!(store.run(&["scrub"]).status.code(), Some(5));
     assert!(before == fs::read(store.path("disk")).unwrap(), "nothing was written");
-    let cut = filled(5);
+    let cut = Store::filled(5);
     fs::OpenOptions::new().write(true).open(cut.path("disk")).unwrap().set_len(9 << 20).unwrap();
     assert!(cut.fails(&["scrub", "--repair"], 2).contains("segments"));
     Store::empty(16 << 20).fails(&["scrub", "--repair"], 1);
@@ -136,7 +126,7 @@ fn stores_that_may_not_be_written_are_not_mended() {
 
 #[test]
 fn a_repair_that_is_killed_is_taken_up_again() {
-    let store = filled(60);
+    let store = Store::filled(60);
     for round in 0..8_u64 {
         for number in 0..40 {
             damage(&store, &format!("r/{number}"));
@@ -161,71 +151,9 @@ fn a_repair_that_is_killed_is_taken_up_again() {
     }
 }
 
-/// A pseudo terminal: the end that the program gets, and the one that shows what it writes.
-fn terminal() -> (fs::File, OwnedFd) {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
-    let screen = openpt(flags).unwrap();
-    grantpt(&screen).unwrap();
-    unlockpt(&screen).unwrap();
-    let name = ptsname(&screen, Vec::new()).unwrap();
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
-    let end = rustix::fs::open(name.as_c_str(), flags, rustix::fs::Mode::empty()).unwrap();
-    (fs::File::from(screen), end)
-}
-
-fn shown(mut screen: fs::File) -> String {
-    let mut bytes = Vec::new();
-    let _ = screen.read_to_end(&mut bytes); // ends with an error when the program has gone
-    text(&bytes)
-}
-
-#[test]
-fn progress_is_shown_on_a_terminal_only() {
-    let store = filled(400); // 3.2 MiB of records
-    for args in [["scrub", "--throttle", "2"].as_slice(), &["scrub", "--repair", "--throttle", "2"]] {
-        let (screen, end) = terminal();
-        let mut child = store.command(args).stdout(Stdio::piped()).stderr(Stdio::from(end)).spawn().unwrap();
-        let screen = shown(screen);
-        assert!(child.wait().unwrap().success());
-        assert!(screen.contains("#") && screen.contains(" records, "), "{screen}");
-        assert!(screen.contains("\x1b[K"), "it takes the line away: {screen}");
-    }
-    let output = store.run(&["scrub", "--throttle", "2"]);
-    assert!(!text(&output.stderr).contains('#'));
-}
-
-/// What a batch has done so far is shown when it lasts, on a terminal beside an output that goes elsewhere.
-#[test]
-fn a_batch_that_lasts_shows_how_far_it_is() {
-    let store = filled(1);
-    let file = store.path("in/0");
-    let put = format!("x/1\t{0}\nx/2\t{0}\n", file.display());
-    let to = store.path("out");
-    let get = ["get", "--batch", "-", "--to", to.to_str().unwrap()];
-    for (args, input, unit) in
-        [(["put", "--batch", "-"].as_slice(), put.as_str(), "receipts"), (&get, "x/1\nx/2\n", "receipts")]
-    {
-        let (screen, end) = terminal();
-        let mut command = store.command(args);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::from(end)).spawn().unwrap();
-        drop(command); // its end of the terminal
-        let mut stdin = child.stdin.take().unwrap();
-        for line in input.lines() {
-            std::thread::sleep(Duration::from_millis(1100)); // nothing is shown in the first second
-            writeln!(stdin, "{line}").unwrap();
-        }
-        drop(stdin);
-        let screen = shown(screen);
-        assert!(child.wait().unwrap().success());
-        assert!(screen.contains(unit), "{args:?}: {screen:?}");
-    }
-}
-
 #[test]
 fn a_batch_of_gets_follows_no_link() {
-    let store = filled(3);
+    let store = Store::filled(3);
     let outside = store.path("outside");
     fs::create_dir_all(&outside).unwrap();
     let kept = store.file("kept", b"kept");
@@ -251,7 +179,7 @@ fn a_batch_of_gets_follows_no_link() {
 /// A batch from standard input ends with the writer, though its input stays open.
 #[test]
 fn a_batch_does_not_wait_for_input_when_the_writer_has_ended() {
-    let store = filled(1);
+    let store = Store::filled(1);
     let file = store.path("in/0").display().to_string();
     let mut child = store
         .command(&["put", "--batch", "-"])

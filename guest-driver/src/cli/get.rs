@@ -1,9 +1,9 @@
 //! `receipt get`.
 
 use super::args::{Args, Command};
+use super::lines::Lines;
 use super::{Progress, below, complain, file_error, open_reader, say, show, write_stdout};
 use receipt_store::{Error, Locator, RawDevice, Reader, Receipt, ReceiptPath, Result};
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -61,19 +61,11 @@ fn get_once(reader: &Reader<RawDevice>, text: &str, version: Option<u16>) -> Res
 }
 
 fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path) -> Result<u8> {
-    let input: Box<dyn BufRead> = if list == Path::new("-") {
-        Box::new(std::io::stdin().lock())
-    } else {
-        Box::new(BufReader::new(std::fs::File::open(list).map_err(|error| file_error(list, error))?))
-    };
     let mut progress = Progress::beside_output("receipts");
     let mut first_code = 0;
-    for (done, line) in (0..).zip(input.lines()) {
-        let line = line.map_err(|error| file_error(list, error))?;
+    for (done, line) in (0..).zip(Lines::open(list)?) {
+        let line = line?;
         progress.show(done, None);
-        if line.is_empty() {
-            continue;
-        }
         if let Err(error) = get_to(args, reader, &line, to) {
             let code = complain(args, &error);
             first_code = if first_code == 0 { code } else { first_code };
@@ -83,7 +75,11 @@ fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path) ->
 }
 
 /// Reads one receipt into its file below `to`. The rules of paths (no `..`, no empty part) keep it below.
-fn get_to(args: &Args, reader: &Reader<RawDevice>, text: &str, to: &Path) -> Result<()> {
+fn get_to(args: &Args, reader: &Reader<RawDevice>, line: &[u8], to: &Path) -> Result<()> {
+    let text = std::str::from_utf8(line).map_err(|_| Error::BadPath {
+        path: String::from_utf8_lossy(line).into_owned(),
+        reason: "not UTF-8",
+    })?;
     let receipt = get(args, reader, text, None)?;
     let stat = receipt.stat();
     below::write(&below::open_folder(to)?, &stat.path, receipt.data())?;

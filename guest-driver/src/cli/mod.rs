@@ -5,6 +5,7 @@ mod below;
 mod chain;
 mod get;
 mod life;
+mod lines;
 mod mount;
 mod progress;
 mod put;

@@ -1,14 +1,17 @@
 //! `receipt put`.
 
 use super::args::{Args, Command};
+use super::lines::Lines;
 use super::progress::Progress;
 use super::queue::Queue;
 use super::sink::Sink;
 use super::{complain, file_error, say};
 use receipt_store::layout::DATA_BYTES_MAX;
 use receipt_store::{Error, OwnedChange, ReceiptPath, Result, Stored};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 struct Options<'a> {
@@ -125,13 +128,11 @@ fn commit_all(options: &Options<'_>, writer: &mut Sink, queue: &Queue) -> Result
 /// Reads the files of a folder or list into the queue; a bad one is named and the rest goes on.
 fn produce(options: &Options<'_>, source: &Path, prefix: &str, queue: &Queue) -> Result<u8> {
     let mut first_code = 0;
-    let mut offer = |path: Result<String>, file: &Path| {
-        let item = path
-            .and_then(|path| ReceiptPath::new(&(prefix.to_owned() + path.trim_start_matches('/'))))
-            .and_then(|path| {
-                let data = read_input(file)?;
-                Ok(options.put(path, data))
-            });
+    let mut offer = |path: Result<ReceiptPath>, file: &Path| {
+        let item = path.and_then(|path| {
+            let data = read_input(file)?;
+            Ok(options.put(path, data))
+        });
         match item {
             Ok(item) => queue.push(item),
             Err(error) => {
@@ -144,33 +145,33 @@ fn produce(options: &Options<'_>, source: &Path, prefix: &str, queue: &Queue) ->
     if source.is_dir() {
         walk(source, &mut |file| {
             let relative = file.strip_prefix(source).unwrap_or(file);
-            let path = relative
-                .to_str()
-                .map(str::to_owned)
-                .ok_or_else(|| Error::BadPath { path: relative.display().to_string(), reason: "not UTF-8" });
-            offer(path, file)
+            offer(name_of(prefix, relative.as_os_str().as_bytes()), file)
         })?;
         return Ok(first_code);
     }
-    let input: Box<dyn BufRead> = if source == Path::new("-") {
-        Box::new(std::io::stdin().lock())
-    } else {
-        Box::new(BufReader::new(File::open(source).map_err(|error| file_error(source, error))?))
-    };
-    for line in input.lines() {
-        let line = line.map_err(|error| file_error(source, error))?;
-        if line.is_empty() {
-            continue;
-        }
-        let goes_on = match line.split_once('\t') {
-            Some((path, file)) => offer(Ok(path.to_owned()), Path::new(file)),
-            None => offer(Err(Error::Usage(format!("line {line:?} is not PATH<TAB>FILE"))), Path::new("")),
+    for line in Lines::open(source)? {
+        let line = line?;
+        let mut parts = line.splitn(2, |byte| *byte == b'\t');
+        let goes_on = match (parts.next(), parts.next()) {
+            (Some(path), Some(file)) => offer(name_of(prefix, path), Path::new(OsStr::from_bytes(file))),
+            _ => {
+                let line = String::from_utf8_lossy(&line);
+                offer(Err(Error::Usage(format!("line {line:?} is not PATH<TAB>FILE"))), Path::new(""))
+            }
         };
         if !goes_on {
             break;
         }
     }
     Ok(first_code)
+}
+
+/// The path of a receipt of a batch.
+fn name_of(prefix: &str, path: &[u8]) -> Result<ReceiptPath> {
+    if prefix.is_empty() {
+        return ReceiptPath::from_bytes(path);
+    }
+    ReceiptPath::from_bytes(&[prefix.as_bytes(), path.strip_prefix(b"/").unwrap_or(path)].concat())
 }
 
 /// Visits every file below `dir` in the order of names; `visit` returns false to stop.

@@ -21,7 +21,8 @@ pub fn run(args: &Args, limits: CommitLimits) -> Result<u8> {
     };
     let shared = Arc::new(SharedWriter::new(writer, limits));
     socket.serve(shared.clone(), store);
-    say(&args.socket.display().to_string())?;
+    let name = args.socket.display().to_string();
+    say(&if args.json { serde_json::json!({ "socket": name }).to_string() } else { name })?;
     signals.wait();
     // No connection gets an acknowledgement that is not durable: closing waits for the commit that runs.
     shared.close().map(|()| 0)

@@ -20,6 +20,16 @@ impl Store {
         store
     }
 
+    /// A store with the receipts `r/0`, `r/1` and so on, of 8,000 bytes each; their files are in the folder `in`.
+    pub fn filled(count: u32) -> Self {
+        let store = Self::new();
+        for number in 0..count {
+            store.file(&format!("in/{number}"), &number.to_le_bytes().repeat(2000));
+        }
+        store.ok(&["put", "--batch", store.path("in").to_str().unwrap(), "--prefix", "r/"]);
+        store
+    }
+
     /// A file of zeroes.
     pub fn empty(size_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
