@@ -69,7 +69,7 @@ pub mod store;
 pub mod summary;
 pub mod superblock;
 pub mod table;
-pub mod throttle;
+mod throttle;
 pub mod verify;
 mod verify_life;
 pub mod window;

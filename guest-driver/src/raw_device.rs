@@ -8,6 +8,7 @@ use crate::device::{
 };
 use crate::error::{DeviceError, DeviceOp, Error, Result};
 use crate::layout::BLOCK_BYTES_USIZE;
+use crate::throttle::Throttle;
 use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
@@ -24,6 +25,7 @@ pub struct RawDevice {
     size_bytes: AtomicU64,
     is_direct: bool,
     aio: Aio,
+    throttle: Option<Throttle>,
 }
 
 impl RawDevice {
@@ -84,10 +86,17 @@ impl RawDevice {
             size_bytes: AtomicU64::new(size_bytes),
             is_direct,
             aio: Aio::default(),
+            throttle: None,
         })
     }
 
-    /// Another handle of the same opening, with its locks.
+    /// Reads at most so many MiB a second from now on; `None` = no limit. Writes are not held back.
+    #[must_use]
+    pub fn throttled(self, mib_per_second: Option<u64>) -> Self {
+        Self { throttle: mib_per_second.map(Throttle::new), ..self }
+    }
+
+    /// Another handle of the same opening, with its locks and without a limit.
     ///
     /// # Errors
     /// [`Error::CannotOpen`] when there are no descriptors left.
@@ -100,6 +109,7 @@ impl RawDevice {
             size_bytes: AtomicU64::new(self.measure()),
             is_direct: self.is_direct,
             aio: Aio::default(),
+            throttle: None,
         })
     }
 
@@ -203,6 +213,9 @@ impl Device for RawDevice {
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
         let len_bytes = buf.len();
         check_range(DeviceOp::Read, self.size_for(offset_bytes, len_bytes), offset_bytes, len_bytes)?;
+        if let Some(throttle) = &self.throttle {
+            throttle.wait(len_bytes);
+        }
         let done = if self.is_aligned(buf) {
             self.file.read_exact_at(buf, offset_bytes)
         } else {
@@ -259,7 +272,7 @@ impl Device for RawDevice {
     }
 
     fn read_many(&self, reads: &mut [BlockRead<'_>]) -> DeviceResult<()> {
-        let is_fit = reads.iter().all(|read| self.is_aligned(read.bytes));
+        let is_fit = self.throttle.is_none() && reads.iter().all(|read| self.is_aligned(read.bytes));
         let Some(mut flight) = self.begin(Direction::Read).filter(|_| is_fit) else {
             return reads.iter_mut().try_for_each(|read| self.read(read.offset_bytes, read.bytes));
         };

@@ -3,7 +3,6 @@
 //! Invariant: commits wait only while something is mended, and never for the other side of the connection.
 
 use crate::repair::Outcome;
-use crate::throttle::Throttled;
 use crate::verify::{Finding, Step, Totals, check};
 use crate::{Error, RawDevice, Reader, Result, SharedWriter, wire};
 use serde_json::{Value, json};
@@ -99,7 +98,7 @@ fn check_and_repair(
         }
     };
     let device = shared.exclusively(|writer| writer.device.try_clone())?;
-    let reader = Reader::new(Throttled::new(device, throttle), "device");
+    let reader = Reader::new(device.throttled(throttle), "device");
     let (totals, _) = check(&reader, None, &mut step, &mut |_| Ok(()))?;
     if totals.findings == 0 && totals.wrong_hints == 0 {
         return Ok(totals);

@@ -15,8 +15,15 @@ fuzz_target!(|input: &[u8]| {
     let (one, two) = input.split_at(input.len() / 2);
     let pair = [slot(one), slot(two)].concat();
     let geometry = Geometry::plan(64 << 20, Some(256 << 10), 128).expect("a good shape");
-    let superblock =
-        Superblock { uuid: [0; 16], path_key: [0; 32], geometry, created_at_ms: 0, is_read_only: false };
+    let superblock = Superblock {
+        uuid: [0; 16],
+        path_key: [0; 32],
+        geometry,
+        created_at_ms: 0,
+        is_read_only: false,
+        has_life: true,
+        feature_compat: 0,
+    };
     let page_no = u64::from_le_bytes(pair[16..24].try_into().expect("8 bytes"));
     let store_id = Some(u64::from_le_bytes(pair[8..16].try_into().expect("8 bytes")));
     for kind in [PageKind::Superblock, PageKind::Lease, PageKind::Head, PageKind::Table, PageKind::Index] {

@@ -4,7 +4,6 @@ use super::args::Args;
 use super::{Progress, device_path, open_reader, say, writer_options};
 use receipt_store::repair::Outcome;
 use receipt_store::scrub::{finding_json, repair_remotely, totals_json};
-use receipt_store::throttle::Throttled;
 use receipt_store::verify::{Finding, Totals};
 use receipt_store::{Error, RawDevice, Reader, Result, hex};
 use std::os::unix::net::UnixStream;
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 /// Checks everything and changes nothing.
 pub fn verify(args: &Args, throttle: Option<u64>) -> Result<u8> {
     let path = device_path(args)?;
-    let device = Throttled::new(RawDevice::open_reader(&path)?, throttle);
+    let device = RawDevice::open_reader(&path)?.throttled(throttle);
     let reader = Reader::new(device, &path.display().to_string());
     let mut progress = Progress::beside_output("records");
     let mut step = |step| progress.step(step);
@@ -38,7 +37,7 @@ pub fn repair(args: &Args, throttle: Option<u64>) -> Result<u8> {
         let name = match RawDevice::open_writer(&path) {
             Err(Error::Busy { name }) => name,
             device => {
-                let device = Throttled::new(device?, throttle);
+                let device = device?.throttled(throttle);
                 let options = writer_options(path.display().to_string());
                 break receipt_store::repair(device, &options, &mut |step| progress.step(step), &mut report)?;
             }
