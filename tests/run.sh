@@ -100,7 +100,7 @@ count_tests() {
 
 all_tests() {
     local status
-    run_tests 2400 cargo test --workspace --all-features --no-fail-fast
+    run_tests 3600 cargo test --workspace --all-features --no-fail-fast
     status=$?
     count_tests "$status"
 }
