@@ -303,6 +303,10 @@ impl Header {
         if self.seq == 0 {
             return Err(RecordFault::BadField("seq"));
         }
+        // Whoever follows versions back comes to an end.
+        if self.previous_version_seq >= self.seq {
+            return Err(RecordFault::BadField("previous_version_seq"));
+        }
         if self.kind.has_path() != (self.version > 0) {
             return Err(RecordFault::BadField("version"));
         }

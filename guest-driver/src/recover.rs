@@ -8,7 +8,9 @@ use crate::control::{Control, Head, Lease};
 use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
 use crate::index::IndexPage;
-use crate::layout::{BATCH_BYTES_MAX, BLOCK_BYTES, PAGE_HEAD, PAGE_LEASE, WINDOW_RECORDS_MAX};
+use crate::layout::{
+    BATCH_BYTES_MAX, BLOCK_BYTES, BLOCK_BYTES_USIZE, PAGE_HEAD, PAGE_LEASE, WINDOW_RECORDS_MAX, block_offset,
+};
 use crate::log::{Cursor, Tail, load_tail, read_blocks, read_header};
 use crate::page::{Page, PageKind};
 use crate::page_store::PageStore;
@@ -99,7 +101,7 @@ impl<D: Device> Writer<D> {
         self.pages.accept_damaged(true);
         let mut window = Vec::new();
         while let Some((header, hash)) = next_header(&self.device, &self.superblock, &self.tail.cursor)? {
-            if Rule::RecoveryChecksData.holds() && !is_whole(&self.device, &header)? {
+            if Rule::RecoveryChecksData.holds() && !self.is_whole(&header)? {
                 break;
             }
             self.tail.advance(&header, hash, &self.superblock.geometry);
@@ -130,6 +132,24 @@ impl<D: Device> Writer<D> {
         self.pages.flush(&self.device, Rule::RecoveryFlushes)?;
         self.pages.accept_damaged(false);
         Ok(())
+    }
+
+    /// Whether all data of the record is there. Zeroes what is behind it: a torn write leaves there what the disk held before.
+    fn is_whole(&self, header: &Header) -> Result<bool> {
+        let mut buf = read_blocks(&self.device, header.block, header.blocks)?;
+        let Ok(data_len) = header.data(buf.as_slice()).map(<[u8]>::len) else {
+            return Ok(false);
+        };
+        let end = header.len_bytes() + data_len;
+        let behind = buf.as_mut_slice().get_mut(end..).unwrap_or_default();
+        if behind.iter().any(|byte| *byte != 0) && Rule::RecoveryZeroes.holds() {
+            behind.fill(0);
+            let last = buf.as_slice().len() - BLOCK_BYTES_USIZE;
+            // crash here: a sector holds the same data before and after, or nothing but what is behind it.
+            let block = header.block + u64::from(header.blocks) - 1;
+            self.device.write(block_offset(block), buf.as_slice().get(last..).unwrap_or_default())?;
+        }
+        Ok(true)
     }
 
     /// The log ends here: is there proof that it went further and is damaged?
@@ -201,11 +221,6 @@ fn next_header<D: Device>(
     }
 }
 
-fn is_whole<D: Device>(device: &D, header: &Header) -> Result<bool> {
-    let buf = read_blocks(device, header.block, header.blocks)?;
-    Ok(header.data(buf.as_slice()).is_ok())
-}
-
 fn proof(kind: PageKind) -> Rule {
     if kind == PageKind::Table { Rule::ProofTable } else { Rule::ProofPage }
 }
@@ -239,7 +254,7 @@ fn later_batch<D: Device>(
     while block < end {
         let blocks = u32::try_from((end - block).min(256)).unwrap_or(1);
         let buf = read_blocks(device, block, blocks)?;
-        for bytes in buf.as_slice().chunks_exact(crate::layout::BLOCK_BYTES_USIZE) {
+        for bytes in buf.as_slice().chunks_exact(BLOCK_BYTES_USIZE) {
             if let Ok((header, _)) = Header::parse(bytes, superblock.record_seed()) {
                 let is_later = header.flags & FLAG_BATCH_START != 0
                     && header.block == block

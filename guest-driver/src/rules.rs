@@ -32,6 +32,8 @@ pub enum Rule {
     TornReadTwice,
     /// Recovery takes a record only if its data is whole.
     RecoveryChecksData,
+    /// Recovery zeroes what a torn write left behind the data.
+    RecoveryZeroes,
     /// Recovery flushes the pages before the head.
     RecoveryFlushes,
     /// Recovery writes a page again even if it shows the record.

@@ -1,8 +1,9 @@
 //! Ways in which a store was once led to lose, or to show an older receipt.
 
 use super::{Fate, Sim};
-use crate::layout::{PAGE_LEASE, page_offset};
+use crate::layout::{PAGE_LEASE, block_offset, page_offset};
 use crate::page::{PageId, PageKind, read_page};
+use crate::verify::verify;
 use crate::{Error, FormatOptions, Put, Reader, ReceiptPath, Writer, WriterOptions, format};
 
 fn path(text: &str) -> ReceiptPath {
@@ -102,4 +103,26 @@ fn a_damaged_lease_does_not_say_closed() {
 fn a_path_cannot_pass_for_the_locator_of_another() {
     assert!(ReceiptPath::new("alice@192.168.1.7").is_err());
     assert!(ReceiptPath::new("alice@bank.example").is_ok());
+}
+
+/// The last sector of a record was not written when the power failed; it holds nothing of the data, so the record is whole.
+#[test]
+pub(super) fn what_a_torn_write_leaves_behind_the_data_is_zeroed() {
+    let sim = store();
+    let mut writer = Writer::open(sim.writer(), &WriterOptions::default()).unwrap();
+    let stored = writer.put(&Put::new(&path("torn"), &[7; 5000])).unwrap();
+    drop(writer);
+    sim.crash_host(Fate::Keep);
+    let last_block = stored.locator.block + u64::from(stored.locator.blocks) - 1;
+    sim.rot(block_offset(last_block) + 4000, 0xff);
+    Writer::open(sim.writer(), &WriterOptions::default()).and_then(Writer::close).unwrap();
+    let reader = Reader::new(sim.reader(), "sim");
+    let mut findings = Vec::new();
+    verify(&reader, |finding| {
+        findings.push(format!("{finding:?}"));
+        Ok(())
+    })
+    .unwrap();
+    assert!(findings.is_empty(), "{findings:?}");
+    assert_eq!(reader.get(&path("torn")).unwrap().data(), [7; 5000]);
 }

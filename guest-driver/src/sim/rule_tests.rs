@@ -28,6 +28,7 @@ const ROWS: &[Row] = &[
     (&[Rule::DataFits], 0),
     (&[Rule::TornReadTwice], 0),
     (&[Rule::RecoveryChecksData], 100),
+    (&[Rule::RecoveryZeroes], 0),
     (&[Rule::RecoveryFlushes], 2000),
     (&[Rule::RecoveryRewrites], 0),
     (&[Rule::RecoveryLooksBehind], 0),
@@ -79,6 +80,7 @@ const DIRECTED: &[(&str, fn())] = &[
     ("counts of a commit", store_tests::one_group_commit_is_one_sequential_write_and_one_flush),
     ("counts of opening", store_tests::opening_after_a_clean_close_is_one_write_and_one_flush),
     ("a crash while closing", review_tests::a_crash_while_closing_loses_nothing),
+    ("what is behind torn data", review_tests::what_a_torn_write_leaves_behind_the_data_is_zeroed),
     ("a writer that was away", review_tests::a_writer_that_was_away_does_not_write_over_the_other),
     ("a replaced version stays away", review_tests::a_replaced_version_does_not_come_back_with_a_crash),
     (
