@@ -74,7 +74,7 @@ impl<D: Device> Writer<D> {
         }
     }
 
-    /// Checks everything, mends what follows from the log, and checks everything again. Commits must wait meanwhile. Returns the
+    /// Checks everything, mends what follows from the log, and checks everything again; once more where that made more of it known. Commits must wait meanwhile. Returns the
     /// totals of the last check: what it still finds cannot be mended.
     ///
     /// # Errors
@@ -89,14 +89,20 @@ impl<D: Device> Writer<D> {
             return Err(Error::WriterStopped);
         }
         let mut before = Vec::new();
-        let (mut totals, plan) = self.check(progress, &mut before)?;
+        let (mut totals, mut plan) = self.check(progress, &mut before)?;
         self.check_known_end(&plan)?;
         let mut after = Vec::new();
-        if !before.is_empty() || totals.wrong_hints > 0 || self.head_replay != self.tail.position() {
+        let mut is_due =
+            !before.is_empty() || totals.wrong_hints > 0 || self.head_replay != self.tail.position();
+        while is_due {
             if let Err(error) = self.mend(&plan) {
                 return Err(self.stop(error));
             }
-            totals = self.check(progress, &mut after)?.0;
+            after.clear();
+            let unknown_seq = plan.unknown_seq;
+            (totals, plan) = self.check(progress, &mut after)?;
+            // A segment table that is whole again leads to Summaries, and those name records that were nameless: that mends more.
+            is_due = plan.unknown_seq < unknown_seq;
         }
         let left: HashSet<&Finding> = after.iter().collect();
         for finding in before.iter().filter(|finding| !left.contains(finding)) {

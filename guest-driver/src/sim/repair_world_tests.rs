@@ -99,15 +99,7 @@ fn judge_repair(world: &mut World) {
             .bad
             .extend(fault.map(|fault| format!("path {number}, acknowledged {acked}: {fault}; {totals:?}")));
     }
-    let mut again = mend(&world.sim);
-    // A repair may leave what a second one mends, if it said that something is left; the third changes nothing.
-    let mut repaired = repaired;
-    if let (Some((first, _)), Ok((second, _))) = (&repaired, &again)
-        && first.findings > second.findings
-    {
-        repaired = again.ok();
-        again = mend(&world.sim);
-    }
+    let again = mend(&world.sim);
     if let (Some((totals, _)), Ok((totals_again, outcomes))) = (&repaired, &again)
         && (totals.findings != totals_again.findings || outcomes.iter().any(|outcome| outcome.is_mended))
     {
