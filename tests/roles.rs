@@ -340,7 +340,7 @@ fn c6_corrupted_state_file_is_refused() {
     let good = fs::read_to_string(stand.state_file()).unwrap();
     stand.backend().terminate();
     let half = &good[..good.len() / 2];
-    let other_version = good.replace("\"version\": 1", "\"version\": 2");
+    let other_version = good.replace("\"version\": 1", "\"version\": 3");
     let other_access = good.replace("\"standby\"", "\"writer\"");
     assert!(other_version != good && other_access != good, "{good}");
     for bad in ["", half, "null", "{}", &other_version, &other_access, "\u{0}\u{0}\u{0}\u{0}"] {

@@ -10,11 +10,11 @@ use crate::engine::EngineKind;
 use crate::error::StartError;
 use crate::guest_args::{check_guests, parse_guest};
 use crate::image::{CacheMode, ImageOptions};
-use crate::limits::{DEFAULT_POLL_US, MAX_POLL_US, MAX_QUEUE_SIZE, MAX_QUEUES};
+use crate::limits::{DEFAULT_POLL_US, MAX_POLL_US, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SEAL_COMMAND_RANGES};
 use crate::role::{ReadMode, Role};
 use crate::socket::SocketAccess;
 use crate::throttle::Limits;
-use crate::values::{parse_cpus, parse_size};
+use crate::values::{parse_cpus, parse_range, parse_size};
 
 /// Set to anything, it takes the order away.
 const UNORDERED_VARIABLE: &str = "RECEIPTDISK_UNORDERED";
@@ -68,6 +68,18 @@ enum CtlCommand {
     Takeover { guest: String },
     /// Let an image be written again after a failed sync
     ClearPoison,
+    /// List the sealed ranges, START-END in bytes, one a line
+    Seals,
+    /// Refuse writes, discards and write-zeroes to ranges, START-END in bytes (K, M, G, T: powers of 1024), from now on
+    Seal {
+        #[arg(required = true, value_name = "START-END")]
+        ranges: Vec<String>,
+    },
+    /// Let ranges be written again
+    Unseal {
+        #[arg(required = true, value_name = "START-END")]
+        ranges: Vec<String>,
+    },
     /// Make the disk larger (K, M, G, T: powers of 1024) and tell every guest; a device is adopted at its size
     Resize { size: String },
 }
@@ -130,6 +142,9 @@ struct Serve {
     /// Listen here for `ctl`
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+    /// Let `ctl seal` close ranges for good: write-once. What is sealed already stays so with and without this
+    #[arg(long)]
+    seal: bool,
     /// Whether the process gives up, after its start, all rights and system calls that serving does not take
     #[arg(long, value_enum, default_value = "on")]
     sandbox: Switch,
@@ -205,6 +220,8 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// Whether several guests may write.
     pub multi_writer: bool,
+    /// Whether an operator may seal ranges.
+    pub may_seal: bool,
     /// Where to listen for `ctl`.
     pub control: Option<PathBuf>,
     /// Where decisions are kept.
@@ -230,12 +247,12 @@ impl Config {
 pub enum Action {
     /// Serve guests.
     Serve(Box<Config>),
-    /// Send a command to a running backend.
+    /// Send commands to a running backend.
     Ctl {
         /// Its control socket.
         socket: PathBuf,
-        /// The command.
-        command: ControlCommand,
+        /// The commands, in their order.
+        commands: Vec<ControlCommand>,
         /// Whether to print JSON.
         as_json: bool,
     },
@@ -260,17 +277,31 @@ impl Cli {
 
 impl Ctl {
     fn into_action(self) -> Result<Action, StartError> {
-        let command = match self.command {
-            CtlCommand::Status => ControlCommand::Status,
-            CtlCommand::Stats => ControlCommand::Stats,
-            CtlCommand::Fence { guest } => ControlCommand::Fence { guest },
-            CtlCommand::Unfence { guest } => ControlCommand::Unfence { guest },
-            CtlCommand::Takeover { guest } => ControlCommand::Takeover { guest },
-            CtlCommand::ClearPoison => ControlCommand::ClearPoison,
-            CtlCommand::Resize { size } => ControlCommand::Resize { bytes: parse_size("resize", &size)? },
+        let commands = match self.command {
+            CtlCommand::Status => vec![ControlCommand::Status],
+            CtlCommand::Stats => vec![ControlCommand::Stats],
+            CtlCommand::Fence { guest } => vec![ControlCommand::Fence { guest }],
+            CtlCommand::Unfence { guest } => vec![ControlCommand::Unfence { guest }],
+            CtlCommand::Takeover { guest } => vec![ControlCommand::Takeover { guest }],
+            CtlCommand::ClearPoison => vec![ControlCommand::ClearPoison],
+            CtlCommand::Resize { size } => {
+                vec![ControlCommand::Resize { bytes: parse_size("resize", &size)? }]
+            }
+            CtlCommand::Seals => vec![ControlCommand::Seals],
+            CtlCommand::Seal { ranges } => in_turns(&ranges, |ranges| ControlCommand::Seal { ranges })?,
+            CtlCommand::Unseal { ranges } => in_turns(&ranges, |ranges| ControlCommand::Unseal { ranges })?,
         };
-        Ok(Action::Ctl { socket: self.control, command, as_json: self.json })
+        Ok(Action::Ctl { socket: self.control, commands, as_json: self.json })
     }
+}
+
+/// As many commands as it takes: a line on the control socket is short.
+fn in_turns(
+    ranges: &[String],
+    command: impl Fn(Vec<(u64, u64)>) -> ControlCommand,
+) -> Result<Vec<ControlCommand>, StartError> {
+    let ranges = ranges.iter().map(|text| parse_range(text)).collect::<Result<Vec<_>, _>>()?;
+    Ok(ranges.chunks(MAX_SEAL_COMMAND_RANGES).map(|some| command(some.to_vec())).collect())
 }
 
 impl Convention {
@@ -304,6 +335,7 @@ impl Convention {
             poll: Duration::from_micros(DEFAULT_POLL_US.into()),
             cpus: Vec::new(),
             multi_writer: false,
+            may_seal: false,
             control: None,
             record: None,
             unordered: false,
@@ -325,6 +357,9 @@ impl Serve {
                 "--queue-size {size}: a power of two up to {MAX_QUEUE_SIZE} is possible"
             )));
         }
+        if self.seal && self.control.is_none() {
+            return Err(usage("--seal needs --control SOCKET: `ctl seal` says what to seal"));
+        }
         if self.poll_us > MAX_POLL_US {
             return Err(usage(&format!("--poll-us {}: up to {MAX_POLL_US} are possible", self.poll_us)));
         }
@@ -337,6 +372,7 @@ impl Serve {
         };
         Ok(Config {
             multi_writer: self.multi_writer,
+            may_seal: self.seal,
             record: self.record,
             unordered: std::env::var_os(UNORDERED_VARIABLE).is_some(),
             control: self.control,

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::limits::{CONTROL_CLIENT_SECONDS, MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
 use crate::operator::Operator;
+use crate::order::ByteRange;
 use crate::sandbox::Sandbox;
 use crate::shared::Shared;
 use crate::socket::Listener;
@@ -35,6 +36,9 @@ pub enum ControlCommand {
     Takeover { guest: String },
     ClearPoison,
     Resize { bytes: u64 },
+    Seals,
+    Seal { ranges: Vec<(u64, u64)> },
+    Unseal { ranges: Vec<(u64, u64)> },
 }
 
 /// What does not change while the process runs.
@@ -138,6 +142,9 @@ impl<'a> Control<'a> {
             ControlCommand::Takeover { guest } => self.operator.take_over(guest),
             ControlCommand::ClearPoison => self.operator.clear_poison(),
             ControlCommand::Resize { bytes } => self.operator.resize(*bytes),
+            ControlCommand::Seals => return success(self.seals()),
+            ControlCommand::Seal { ranges } => self.operator.seal(&byte_ranges(ranges)),
+            ControlCommand::Unseal { ranges } => self.operator.unseal(&byte_ranges(ranges)),
         };
         match done {
             Ok(()) => {
@@ -166,8 +173,17 @@ impl<'a> Control<'a> {
         status["poisoned"] = json!(self.shared.disk.is_poisoned());
         status["syncs"] = json!(self.shared.disk.syncs());
         status["recovery"] = json!(self.shared.recovery.report());
+        let seals = self.operator.seals();
+        status["may_seal"] = json!(self.operator.may_seal());
+        status["sealed_ranges"] = json!(seals.ranges().len());
+        status["sealed_bytes"] = json!(seals.len_bytes());
         status["guests"] = json!(guests);
         status
+    }
+
+    fn seals(&self) -> Value {
+        let text = |range: &ByteRange| format!("{}-{}", range.start, range.end);
+        json!(self.operator.seals().ranges().iter().map(text).collect::<Vec<_>>())
     }
 
     fn stats(&self) -> Value {
@@ -188,6 +204,10 @@ impl<'a> Control<'a> {
             .collect();
         json!({ "syncs": self.shared.disk.syncs(), "guests": guests })
     }
+}
+
+fn byte_ranges(pairs: &[(u64, u64)]) -> Vec<ByteRange> {
+    pairs.iter().map(|(start, end)| ByteRange { start: *start, end: *end }).collect()
 }
 
 fn success(result: Value) -> Value {

@@ -52,10 +52,12 @@ fn ask(socket: &Path, command: &ControlCommand) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// One `key: value` a line; a list of guests becomes a table.
+/// One `key: value` a line; a list of guests becomes a table, any other list a line each.
 fn for_people(result: &Value) -> String {
-    let Value::Object(fields) = result else {
-        return String::new();
+    let fields = match result {
+        Value::Object(fields) => fields,
+        Value::Array(lines) => return lines.iter().map(|line| format!("{}\n", plain(line))).collect(),
+        _ => return String::new(),
     };
     let mut text = String::new();
     for (key, value) in fields.iter().filter(|(key, _)| *key != "guests") {
@@ -101,5 +103,6 @@ mod tests {
         ]});
         let text = "image: a b\nsyncs: 3\nname    access\nissuer  rw\nb       standby\n";
         assert_eq!(for_people(&result), text);
+        assert_eq!(for_people(&json!(["0-4096", "8192-16384"])), "0-4096\n8192-16384\n");
     }
 }

@@ -96,6 +96,7 @@ fn shared() -> &'static Arc<Shared> {
             index: 0,
             guest: "fuzz".into(),
             may_write: true,
+            seals: Arc::default(),
             reads: ReadMode::Durable,
             serial: b"receiptdisk-fuzz".to_vec(),
             poll: Duration::ZERO,

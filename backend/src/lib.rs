@@ -50,6 +50,7 @@ mod recovery;
 mod request;
 mod role;
 mod sandbox;
+mod seals;
 pub mod server;
 mod session;
 mod shared;

@@ -127,6 +127,15 @@ pub const CONTROL_CLIENT_SECONDS: u64 = 30;
 /// Connections to the control socket at once.
 pub const MAX_CONTROL_CONNECTIONS: usize = 16;
 
+/// Separate ranges of a disk that may be sealed; neighbours are one.
+pub const MAX_SEALED_RANGES: usize = 65_536;
+
+/// Ranges that one command on the control socket may name; `ctl` sends as many commands as it takes.
+pub const MAX_SEAL_COMMAND_RANGES: usize = 64;
+
+/// Sealed ranges begin and end at multiples of so many bytes.
+pub const SEAL_UNIT_BYTES: u64 = 4096;
+
 /// Bytes of one line on the control socket.
 pub const MAX_CONTROL_LINE_BYTES: u64 = 4096;
 

@@ -39,14 +39,16 @@ fn main() -> ExitCode {
             }
             Err(error) => fail(&format!("error: {error}")),
         },
-        Ok(Action::Ctl { socket, command, as_json }) => match ctl::run(&socket, &command, as_json) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(CtlError::Refused(error)) => {
-                eprintln!("receiptdisk-backend: error: {error}");
-                ExitCode::FAILURE
+        Ok(Action::Ctl { socket, commands, as_json }) => {
+            match commands.iter().try_for_each(|command| ctl::run(&socket, command, as_json)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(CtlError::Refused(error)) => {
+                    eprintln!("receiptdisk-backend: error: {error}");
+                    ExitCode::FAILURE
+                }
+                Err(error) => fail(&format!("error: {error}")),
             }
-            Err(error) => fail(&format!("error: {error}")),
-        },
+        }
         Err(error) => fail(&format!("error: {error}")),
     }
 }

@@ -1,4 +1,4 @@
-//! What an operator may change while guests run: who may write, and whether a poisoned image may be written again.
+//! What an operator may change while guests run: who may write and where, and whether a poisoned image may be written again.
 //!
 //! Invariants:
 //! 1. Unless several writers are allowed, at most one guest may write at any moment.
@@ -14,7 +14,9 @@ use thiserror::Error;
 
 use crate::error::StartError;
 use crate::image::ResizeError;
+use crate::order::ByteRange;
 use crate::role::{Role, Standing};
+use crate::seals::{SealError, Seals};
 use crate::shared::Shared;
 use crate::state::{State, StateFile};
 use crate::worker::Mail;
@@ -33,6 +35,10 @@ pub enum OperatorError {
     AnotherWriter { name: String, writer: String },
     #[error("{0}")]
     Resize(ResizeError),
+    #[error("{0}")]
+    Seal(SealError),
+    #[error("this backend seals nothing: start it with --seal")]
+    SealsNothing,
     #[error("the image cannot be synced: {0}; writes stay refused")]
     Sync(io::Error),
     #[error(
@@ -56,6 +62,7 @@ pub struct Operator {
     shared: Arc<Shared>,
     guests: Vec<Configured>,
     multi_writer: bool,
+    may_seal: bool,
     file: StateFile,
     /// Held through a whole command: there is one at a time.
     command: Mutex<()>,
@@ -101,16 +108,17 @@ pub fn check_writers(
 }
 
 impl Operator {
-    /// An operator of running guests whose standings are those of `state`.
+    /// An operator of running guests whose standings and seals are those of `state`; several of them may write, and ranges may be
+    /// sealed, if so said.
     #[must_use]
     pub fn new(
         shared: Arc<Shared>,
         guests: Vec<Configured>,
-        multi_writer: bool,
+        (multi_writer, may_seal): (bool, bool),
         file: StateFile,
         state: State,
     ) -> Self {
-        Self { shared, guests, multi_writer, file, command: Mutex::new(()), now: Mutex::new(state) }
+        Self { shared, guests, multi_writer, may_seal, file, command: Mutex::new(()), now: Mutex::new(state) }
     }
 
     /// Standing of the guest with this index.
@@ -209,6 +217,73 @@ impl Operator {
         image.adopt(bytes);
         self.shared.channels.tell_all_config_change();
         Ok(())
+    }
+
+    /// Refuses writes, discards and write-zeroes to `ranges` from now on, of every guest, until they are unsealed.
+    ///
+    /// # Errors
+    /// See [`OperatorError`]; then nothing more is sealed than before.
+    pub fn seal(&self, ranges: &[ByteRange]) -> Result<(), OperatorError> {
+        if !self.may_seal {
+            return Err(OperatorError::SealsNothing);
+        }
+        let _command = self.begin_command();
+        let before = self.seals();
+        let fresh = before.with(ranges, self.capacity_bytes()).map_err(OperatorError::Seal)?;
+        if fresh == before {
+            return Ok(());
+        }
+        // Refused first, and what was accepted before is over and durable: only then is it kept, so no write that a killed
+        // process leaves half done is refused by the next one.
+        self.set_seals(&fresh);
+        let kept = self.sync().and_then(|()| self.save(|state| state.seals = fresh));
+        if kept.is_err() {
+            self.set_seals(&before);
+        }
+        kept
+    }
+
+    /// Lets `ranges` be written again.
+    ///
+    /// # Errors
+    /// See [`OperatorError`]; then nothing has changed.
+    pub fn unseal(&self, ranges: &[ByteRange]) -> Result<(), OperatorError> {
+        let _command = self.begin_command();
+        let fresh = self.seals().without(ranges, self.capacity_bytes()).map_err(OperatorError::Seal)?;
+        self.save(|state| state.seals = fresh.clone())?;
+        self.set_seals(&fresh);
+        Ok(())
+    }
+
+    /// What is sealed.
+    #[must_use]
+    pub fn seals(&self) -> Seals {
+        self.lock().seals.clone()
+    }
+
+    /// Whether ranges may be sealed.
+    #[must_use]
+    pub fn may_seal(&self) -> bool {
+        self.may_seal
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        self.shared.disk.image().capacity_bytes()
+    }
+
+    /// Tells all workers; returns when the writes to these ranges that they had accepted before have ended.
+    fn set_seals(&self, seals: &Seals) {
+        let seals = Arc::new(seals.clone());
+        let tell = |index| {
+            let (reply, answer) = mpsc::channel();
+            self.shared.mailbox(index).send(Mail::SetSeals { seals: Arc::clone(&seals), reply });
+            answer
+        };
+        let answers: Vec<_> = (0..self.guests.len()).map(tell).collect();
+        for answer in answers {
+            // A worker that is gone has no writes left.
+            let _ = answer.recv();
+        }
     }
 
     /// Keeps on disk that the image is poisoned, if it is: returns once that is so, whichever thread is first.

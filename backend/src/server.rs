@@ -74,7 +74,8 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let recovery = Recovery::load(&config.state, names);
     let shared = Arc::new(Shared::new(disk, gate, recovery, config.guests.len()));
 
-    let operator = Operator::new(Arc::clone(&shared), configured, config.multi_writer, state_file, state);
+    let may = (config.multi_writer, config.may_seal);
+    let operator = Operator::new(Arc::clone(&shared), configured, may, state_file, state);
     let operator = Arc::new(operator);
     // All paths are taken before anybody can connect: a front end is never let in and then left.
     let guests = bind_guests(config, &mut activation)?;
@@ -253,11 +254,13 @@ fn start_workers(
     operator: &Operator,
     engines: Vec<Engine>,
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let seals = Arc::new(operator.seals());
     let start = |(index, (guest, engine)): (usize, (&GuestConfig, Engine))| {
         let worker = WorkerConfig {
             index,
             guest: guest.name.clone(),
             may_write: operator.standing(index).may_write(),
+            seals: Arc::clone(&seals),
             reads: guest.reads,
             serial: serial(index, &guest.name),
             poll: config.poll,

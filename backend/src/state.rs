@@ -1,4 +1,4 @@
-//! What an operator has decided, on disk: who may write, who is fenced, whether the image is poisoned.
+//! What an operator has decided, on disk: who may write, who is fenced, whether the image is poisoned, what is sealed.
 //!
 //! Invariant: the file holds a decision before it takes effect for the better (a guest may write again)
 //! and before the operator is told that it is done. It is replaced as a whole: a crash leaves the old
@@ -13,9 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::StartError;
 use crate::role::Standing;
+use crate::seals::Seals;
 
 /// Version of the file's format.
 const VERSION: u32 = 1;
+
+/// The version of a file with sealed ranges: a backend that knows nothing of them must not serve the image.
+const VERSION_WITH_SEALS: u32 = 2;
 
 /// The decisions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,11 +29,14 @@ pub struct State {
     pub poisoned: bool,
     /// Guests whose standing is not the one of the command line, by name.
     pub guests: BTreeMap<String, Standing>,
+    /// What nobody writes.
+    #[serde(default, skip_serializing_if = "Seals::is_empty")]
+    pub seals: Seals,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { version: VERSION, poisoned: false, guests: BTreeMap::new() }
+        Self { version: VERSION, poisoned: false, guests: BTreeMap::new(), seals: Seals::default() }
     }
 }
 
@@ -63,7 +70,10 @@ impl StateFile {
             other => other.map_err(|error| bad(error.to_string()))?,
         };
         let state: State = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
-        if state.version == VERSION { Ok(state) } else { Err(bad(format!("version {}", state.version))) }
+        match state.version {
+            VERSION | VERSION_WITH_SEALS => Ok(State { version: VERSION, ..state }),
+            version => Err(bad(format!("version {version}"))),
+        }
     }
 
     /// Replaces the file; durable when this returns.
@@ -75,7 +85,8 @@ impl StateFile {
         name.push(".new");
         let fresh = PathBuf::from(name);
         let mut file = File::create(&fresh)?;
-        file.write_all(&serde_json::to_vec_pretty(state)?)?;
+        let version = if state.seals.is_empty() { VERSION } else { VERSION_WITH_SEALS };
+        file.write_all(&serde_json::to_vec_pretty(&State { version, ..state.clone() })?)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
         fs::rename(&fresh, &self.path)?;
@@ -98,6 +109,11 @@ mod tests {
         state.guests.insert("a".into(), Standing { access: Role::Standby, fenced: true });
         file.save(&state).unwrap();
         assert_eq!(file.load().unwrap(), state);
+        assert!(fs::read_to_string(file.path()).unwrap().contains("\"version\": 1"));
+        state.seals = serde_json::from_str("[[0,4096],[8192,12288]]").unwrap();
+        file.save(&state).unwrap();
+        assert_eq!(file.load().unwrap(), state);
+        assert!(fs::read_to_string(file.path()).unwrap().contains("\"version\": 2"), "unknown to older ones");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
@@ -105,7 +121,7 @@ mod tests {
     fn what_cannot_be_understood_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let file = StateFile::new(folder.path().join("s"));
-        for text in ["", "{", "{\"version\":2,\"poisoned\":false,\"guests\":{}}", "[]"] {
+        for text in ["", "{", "{\"version\":3,\"poisoned\":false,\"guests\":{}}", "[]"] {
             fs::write(file.path(), text).unwrap();
             assert!(file.load().unwrap_err().to_string().contains("state file"), "{text}");
         }

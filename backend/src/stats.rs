@@ -34,10 +34,12 @@ pub enum Counter {
     WaitedForSync,
     /// Times that the guest had used up its share and its requests were left in the ring.
     HeldBack,
+    /// Writes, discards and write-zeroes refused because they touch a sealed range; errors as well.
+    RefusedBySeal,
 }
 
 impl Counter {
-    const COUNT: usize = Self::HeldBack as usize + 1;
+    const COUNT: usize = Self::RefusedBySeal as usize + 1;
 }
 
 /// The counters at one moment.
@@ -55,6 +57,7 @@ pub struct Snapshot {
     pub parked: u64,
     pub waited_for_sync: u64,
     pub held_back: u64,
+    pub refused_by_seal: u64,
 }
 
 impl GuestStats {
@@ -85,6 +88,7 @@ impl GuestStats {
             parked: get(Counter::Parked),
             waited_for_sync: get(Counter::WaitedForSync),
             held_back: get(Counter::HeldBack),
+            refused_by_seal: get(Counter::RefusedBySeal),
         }
     }
 }

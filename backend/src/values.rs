@@ -29,6 +29,17 @@ fn parse_bytes(text: &str) -> Option<u64> {
     number.checked_mul(1 << shift).filter(|bytes| *bytes > 0 && i64::try_from(*bytes).is_ok())
 }
 
+/// First byte and first byte behind of a range such as `64M-128M` or `0-4096`.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_range(text: &str) -> Result<(u64, u64), StartError> {
+    let bad = || StartError::Usage(format!("{text}: a range is START-END in bytes, such as 64M-128M"));
+    let (start, end) = text.split_once('-').ok_or_else(bad)?;
+    let start = if start == "0" { Some(0) } else { parse_bytes(start) };
+    start.zip(parse_bytes(end)).filter(|(start, end)| start < end).ok_or_else(bad)
+}
+
 /// A rate a second and what may come at once: `1000` or `1000:200`. The burst is a tenth of a second's rate if not said.
 #[must_use]
 pub fn parse_rate(text: &str) -> Option<Rate> {

@@ -11,6 +11,7 @@
 
 mod requests;
 mod rings;
+mod sealing;
 mod transfers;
 
 use std::collections::VecDeque;
@@ -26,6 +27,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use self::requests::InFlight;
 use self::rings::Running;
+use self::sealing::Sealing;
 use crate::chain::Chain;
 use crate::crash::{self, Point};
 use crate::engine::{Completion, Engine};
@@ -36,6 +38,7 @@ use crate::memory::HostSlice;
 use crate::order::Ticket;
 use crate::poll::Patience;
 use crate::role::ReadMode;
+use crate::seals::Seals;
 use crate::shared::Shared;
 use crate::syncer::Waiter;
 use crate::throttle::{Limits, Throttle};
@@ -94,6 +97,13 @@ pub enum Mail {
         /// Told when it is so and, if they are refused, the writes taken before have ended.
         reply: Sender<()>,
     },
+    /// Refuse writes to these ranges from now on, and to no others.
+    SetSeals {
+        /// The ranges.
+        seals: Arc<Seals>,
+        /// Told when it is so and the writes to them that were taken before have ended.
+        reply: Sender<()>,
+    },
     /// A parked request may run.
     Granted(usize),
     /// A slow operation has ended.
@@ -116,6 +126,8 @@ pub struct WorkerConfig {
     pub guest: String,
     /// Whether its writes are carried out at first.
     pub may_write: bool,
+    /// What nobody may write, at first.
+    pub seals: Arc<Seals>,
     /// What its reads promise.
     pub reads: ReadMode,
     /// Its serial.
@@ -148,6 +160,10 @@ pub struct Worker {
     may_write: bool,
     /// Told when `writes` is 0.
     waiting_for_writes: Vec<Sender<()>>,
+    /// What nobody may write.
+    seals: Arc<Seals>,
+    /// Who waits for writes to ranges that are being sealed.
+    sealings: Vec<Sealing>,
     write_through: bool,
     /// Aligned buffers that may still be made, those that are free, and requests that wait for one.
     unmade_buffers: usize,
@@ -182,7 +198,7 @@ impl Worker {
     pub fn new(config: WorkerConfig, shared: Arc<Shared>, engine: Engine) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let [for_guest, for_disk] = [(); 2].map(|()| Patience::new(config.poll));
-        let may_write = config.may_write;
+        let (may_write, seals) = (config.may_write, Arc::clone(&config.seals));
         let throttle = Throttle::new(config.limits, Instant::now());
         let wake = shared.mailbox(config.index).wake.as_raw_fd();
         watch(&epoll, wake, EventSet::IN, WAKE_EVENT)?;
@@ -203,6 +219,8 @@ impl Worker {
             writes: 0,
             may_write,
             waiting_for_writes: Vec::new(),
+            seals,
+            sealings: Vec::new(),
             write_through: false,
             unmade_buffers: MAX_BOUNCE_BUFFERS,
             free_buffers: Vec::new(),
@@ -379,6 +397,7 @@ impl Worker {
                         self.waiting_for_writes.push(reply);
                     }
                 }
+                Mail::SetSeals { seals, reply } => self.set_seals(seals, reply),
                 Mail::Granted(token) => self.run_admitted(token),
                 Mail::SlowDone { token, result } => self.finish_slow(token, &result),
                 Mail::Exit => self.exiting = true,

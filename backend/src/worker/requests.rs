@@ -133,6 +133,9 @@ impl Worker {
             return self.finish(token, Status::IoErr, 0);
         }
         if self.requests[token].kind.changes_disk() {
+            if self.is_sealed(token) {
+                return self.refuse_sealed(token);
+            }
             self.note_started(token);
         }
         crash::here(Point::Granted);
@@ -188,6 +191,7 @@ impl Worker {
         self.in_flight_bytes -= request.len_bytes;
         self.further_ranges -= request.ranges.as_slice().len() - 1;
         self.writes -= usize::from(request.kind.changes_disk());
+        self.note_ended(token);
         if self.writes == 0 {
             for reply in self.waiting_for_writes.drain(..) {
                 // An operator that does not wait has lost its connection.
