@@ -32,6 +32,18 @@ impl Default for CommitLimits {
     }
 }
 
+impl CommitLimits {
+    /// With at least one change, and no more than a commit can hold.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        Self {
+            records: self.records.clamp(1, BATCH_RECORDS_MAX),
+            bytes: self.bytes.min(BATCH_BYTES_MAX),
+            wait: self.wait,
+        }
+    }
+}
+
 /// A change with its own bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OwnedChange {
@@ -149,11 +161,7 @@ impl<D: Device> SharedWriter<D> {
             writer: Mutex::new(Some(writer)),
             state: Mutex::default(),
             changed: Condvar::new(),
-            limits: CommitLimits {
-                records: limits.records.clamp(1, BATCH_RECORDS_MAX),
-                bytes: limits.bytes.min(BATCH_BYTES_MAX),
-                wait: limits.wait,
-            },
+            limits: limits.bounded(),
             commits: AtomicU64::new(0),
             has_failed: AtomicBool::new(false),
         }

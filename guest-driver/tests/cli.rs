@@ -209,6 +209,45 @@ fn batches_of_a_folder_and_of_a_list() {
     assert_eq!(text(&output.stderr).lines().count(), 3);
 }
 
+/// Receipts of each group commit, by the flag of its first record.
+fn commits(store: &Store, locators: &str) -> Vec<usize> {
+    let device = receipt_store::RawDevice::open_reader(&store.path("disk")).unwrap();
+    let reader = receipt_store::Reader::new(&device, "disk");
+    let superblock = reader.superblock().unwrap();
+    let mut sizes = Vec::new();
+    for line in locators.lines() {
+        let block = receipt_store::Locator::parse(line).unwrap().block;
+        let (header, _) = receipt_store::log::read_header(&device, &superblock, block).unwrap().unwrap();
+        if header.flags & receipt_store::record::FLAG_BATCH_START != 0 {
+            sizes.push(0);
+        }
+        *sizes.last_mut().unwrap() += 1;
+    }
+    sizes
+}
+
+#[test]
+fn batches_keep_the_limits_of_a_group_commit() {
+    let store = Store::new();
+    let folder = store.path("in");
+    fs::create_dir(&folder).unwrap();
+    for number in 0..6 {
+        fs::write(folder.join(number.to_string()), [number; 1000]).unwrap();
+    }
+    let folder = folder.to_str().unwrap();
+    let put = |prefix: &str, limits: &[&str]| {
+        let args = ["put", "--batch", folder, "--prefix", prefix, "--locator"];
+        commits(&store, &store.ok(&[&args, limits].concat()))
+    };
+    // A minute is for ever: what ends the wait is the limit, or the end of the batch.
+    let wait = ["--batch-wait-ms", "60000"];
+    assert_eq!(put("a/", &wait), [6]);
+    assert_eq!(put("b/", &[&wait[..], &["--batch-records", "4"]].concat()), [4, 2]);
+    assert_eq!(put("c/", &[&wait[..], &["--batch-bytes", "3K"]].concat()), [3, 3]);
+    assert_eq!(put("d/", &["--batch-bytes", "1"]), [1; 6], "one larger receipt is a commit of its own");
+    assert_eq!(put("e/", &["--batch-records", "0"]), [1; 6]);
+}
+
 #[test]
 fn lists_cannot_write_outside_their_folder() {
     let store = Store::new();

@@ -1,8 +1,10 @@
 //! Arguments.
 
 use clap::{Parser, Subcommand};
+use receipt_store::CommitLimits;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Stores and reads receipts by path on a disk that several virtual machines share.
 #[derive(Clone, Debug, Parser)]
@@ -26,6 +28,27 @@ pub struct Args {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Limits of a group commit.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Limits {
+    /// Most changes in a group commit.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    batch_records: usize,
+    /// Most bytes of data in a group commit.
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = super::size::parse)]
+    batch_bytes: u64,
+    /// Wait this long for more changes before each group commit.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    batch_wait_ms: u64,
+}
+
+impl From<Limits> for CommitLimits {
+    fn from(limits: Limits) -> Self {
+        let wait = Duration::from_millis(limits.batch_wait_ms);
+        Self { records: limits.batch_records, bytes: limits.batch_bytes, wait }
+    }
 }
 
 /// Commands.
@@ -66,6 +89,9 @@ pub enum Command {
         /// Day of issue, from which the term counts; today by default.
         #[arg(long, value_name = "YYYY-MM-DD")]
         issued: Option<String>,
+        /// Limits of a group commit of a batch.
+        #[command(flatten)]
+        limits: Limits,
     },
     /// Read a receipt; its hash is checked before the first byte is written.
     Get {
@@ -87,15 +113,9 @@ pub enum Command {
     },
     /// Hold the writer and make the changes of other put and rm commands; prints its socket when it is ready, ends on SIGTERM.
     Serve {
-        /// Most changes in a group commit.
-        #[arg(long, value_name = "N", default_value_t = 256)]
-        batch_records: usize,
-        /// Most bytes of data in a group commit.
-        #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = super::size::parse)]
-        batch_bytes: u64,
-        /// Wait this long for more changes before each group commit.
-        #[arg(long, value_name = "MS", default_value_t = 0)]
-        batch_wait_ms: u64,
+        /// Limits of a group commit.
+        #[command(flatten)]
+        limits: Limits,
     },
     /// Remove paths; each is printed as soon as its removal is durable. Refused before the end of the term and on hold. The log keeps the
     /// bytes until its segment is free.

@@ -19,7 +19,7 @@ pub mod size;
 
 use args::{Args, Command};
 use progress::Progress;
-use receipt_store::{CommitLimits, Error, FormatOptions, RawDevice, Reader, Result, WriterOptions};
+use receipt_store::{Error, FormatOptions, RawDevice, Reader, Result, WriterOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -37,10 +37,7 @@ fn dispatch(args: &Args) -> Result<u8> {
         Command::Format { segment_size, force } => format(args, *segment_size, *force),
         Command::Put { .. } => put::run(args),
         Command::Get { .. } => get::run(args),
-        Command::Serve { batch_records, batch_bytes, batch_wait_ms } => {
-            let wait = Duration::from_millis(*batch_wait_ms);
-            serve::run(args, CommitLimits { records: *batch_records, bytes: *batch_bytes, wait })
-        }
+        Command::Serve { limits } => serve::run(args, (*limits).into()),
         Command::Rm { paths } => remove::run(args, paths),
         Command::Policy { .. }
         | Command::Hold { .. }

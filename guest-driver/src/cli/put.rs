@@ -7,7 +7,7 @@ use super::queue::Queue;
 use super::sink::Sink;
 use super::{complain, file_error, say};
 use receipt_store::layout::DATA_BYTES_MAX;
-use receipt_store::{Error, OwnedChange, ReceiptPath, Result, Stored};
+use receipt_store::{CommitLimits, Error, OwnedChange, ReceiptPath, Result, Stored};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
@@ -30,7 +30,8 @@ impl Options<'_> {
 }
 
 pub fn run(args: &Args) -> Result<u8> {
-    let Command::Put { path, file, batch, prefix, locator, new_version, class, issued } = &args.command
+    let Command::Put { path, file, batch, prefix, locator, new_version, class, issued, limits } =
+        &args.command
     else {
         return Err(Error::Usage("not a put".to_owned()));
     };
@@ -42,7 +43,7 @@ pub fn run(args: &Args) -> Result<u8> {
         issued_day: issued.as_deref().map(receipt_store::day::parse).transpose()?,
     };
     if let Some(source) = batch {
-        return put_batch(&options, source, prefix.as_deref().unwrap_or_default());
+        return put_batch(&options, source, prefix.as_deref().unwrap_or_default(), (*limits).into());
     }
     let (Some(path), Some(file)) = (path, file) else {
         return Err(Error::Usage("put needs PATH and FILE".to_owned()));
@@ -81,12 +82,12 @@ fn report(options: &Options<'_>, result: Result<Stored>) -> Result<u8> {
     Ok(0)
 }
 
-fn put_batch(options: &Options<'_>, source: &Path, prefix: &str) -> Result<u8> {
+fn put_batch(options: &Options<'_>, source: &Path, prefix: &str, limits: CommitLimits) -> Result<u8> {
     if source != Path::new("-") && !source.exists() {
         return Err(file_error(source, std::io::ErrorKind::NotFound.into()));
     }
     let mut writer = Sink::open(options.args)?;
-    let queue = Queue::default();
+    let queue = Queue::new(limits);
     let (produced, committed) = std::thread::scope(|scope| {
         let producer = scope.spawn(|| {
             let code = produce(options, source, prefix, &queue);
