@@ -5,6 +5,7 @@
 #   tests/bench.sh backend    this backend against qemu-storage-daemon and fio, or any vhost-user-blk socket; `backend --help` tells more
 #   tests/bench.sh store      put and get of receipts of 100 KiB against fio with the same bytes (needs 4 GiB of disk)
 #   tests/bench.sh life      gets and puts while expiry runs, against the same without (needs 1 GiB of disk)
+#   tests/bench.sh method     the whole method between two QEMU guests against base64 over HTTP, raw HTTP and virtiofs; `method --help`
 #   tests/bench.sh scale      get, and memory of writer and reader, from a thousand to a million receipts (needs 12 GiB of disk)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -37,11 +38,24 @@ bench_backend() {
     cargo bench --quiet -p receiptdisk-tests --bench backend -- "$@"
 }
 
+bench_method() {
+    [ -e /usr/lib/qemu/virtiofsd ] || [ -e /usr/libexec/virtiofsd ] ||
+        apt-get install -y --no-install-recommends virtiofsd >/dev/null 2>&1 ||
+        apt-get install -y --no-install-recommends qemu-system-common >/dev/null
+    cargo build --quiet --release -p receiptdisk-backend
+    local static=(env "RUSTFLAGS=-C target-feature=+crt-static" cargo build --quiet --release --target x86_64-unknown-linux-gnu)
+    "${static[@]}" -p receipt --bin receipt
+    "${static[@]}" -p receipt --features mount,gateway --bin receipt-gateway
+    "${static[@]}" -p receiptdisk-tests --example method-load
+    cargo bench --quiet -p receiptdisk-tests --bench method -- "$@"
+}
+
 case ${1-} in
+    method) shift; bench_method "$@" ;;
     backend) shift; bench_backend "$@" ;;
     order) bench_order ;;
     store) bench_store ;;
     scale) bench_scale ;;
     life) bench_life ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -4,11 +4,11 @@
 #[path = "../guest-driver/tests/gateway/client.rs"]
 mod client;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use client::Client;
-use receiptdisk_tests::{Guest, Scratch, Stand, static_gateway_binary};
+use receiptdisk_tests::{Guest, GuestImage, Scratch, Stand, free_port, static_gateway_binary};
 
 const RECEIPT_BYTES: usize = 100_000;
 
@@ -20,21 +20,16 @@ struct Gateways {
     _stand: Stand,
 }
 
-/// A port of this host that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 impl Gateways {
     fn boot() -> Self {
         let stand = Stand::serve(Scratch::new(), |serve| serve.rw("issuer").ro("front"));
         let run_dir = stand.image().parent().unwrap().to_owned();
-        let added = format!("{}:/bin/receipt-gateway", static_gateway_binary().display());
+        let image = GuestImage::make(&[static_gateway_binary()], &[]);
         let ports = [free_port(), free_port()];
         let start = |name: &str, port: u16| {
             let forward = format!("{port}:8080");
-            let options = ["--net", "pair", "--net", "user", "--forward", &forward];
-            Guest::start_with(name, Path::new(&run_dir), &[&added], &options)
+            let args = ["--memory", "192M", "--net", "pair", "--net", "user", "--forward", &forward];
+            Guest::boot(name, Path::new(&run_dir), &image, &args)
         };
         let (issuer, front) = (start("issuer", ports[0]), start("front", ports[1]));
         let (mut issuer, mut front) = (issuer.ready(), front.ready());

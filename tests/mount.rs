@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use receipt_store::device::DeviceResult;
 use receipt_store::error::{DeviceError, DeviceOp};
+use receipt_store::expire::{ExpireEvent, ExpireOptions, expire};
 use receipt_store::layout::block_offset;
+use receipt_store::policy::{Hold, Policy};
 use receipt_store::{
-    Device, FormatOptions, Put, RawDevice, Reader, ReceiptPath, Stored, Writer, WriterOptions, format,
+    Device, FormatOptions, Put, RawDevice, Reader, ReceiptPath, Stored, Term, Writer, WriterOptions, day,
+    format,
 };
 use receiptdisk_tests::{DiskOp, FaultDisk, Mounted, Scratch, pattern, until};
 use rustix::process::Signal;
@@ -177,7 +180,9 @@ fn folders_show_what_is_there_now() {
     let mut store = Store::new();
     let mut expected: BTreeSet<_> = (0..3000).map(|number| format!("{number:05}.png")).collect();
     store.put_all((0..3000).map(|number| (format!("day/{number:05}.png"), format!("receipt {number}"))));
+    store.put(".id/0123", b"a gateway's");
     let mount = store.mount(&[]);
+    store.put(".id/4567", b"a gateway's");
     let shown = |folder: &str| names(&mount.path(folder));
     assert_eq!(shown(""), ["day"]);
     assert!(shown("day").into_iter().eq(expected.iter().cloned()), "3000 names");
@@ -440,4 +445,84 @@ fn ends_cleanly_and_starts_again_after_a_kill() {
     let mut third = store.mount(&[]);
     assert_eq!(third.terminate().code, Some(0));
     assert_eq!(names(&third.path("")), Vec::<String>::new());
+}
+
+/// Puts of class 1, whose term is a year, issued long ago.
+fn put_old(store: &mut Store, path: &str, data: &[u8]) {
+    let path = receipt_path(path);
+    let issued_day = Some(day::day_of(2015, 1, 1));
+    store.writer.put(&Put { class: Some(1), issued_day, ..Put::new(&path, data) }).unwrap();
+}
+
+/// Expires what may expire; returns the segments that were retired.
+fn run_expiry(store: &mut Store) -> u64 {
+    let reader = Reader::new(RawDevice::open_reader(&store.image).unwrap(), "image");
+    let today = day::day_of_ms(receipt_store::clock_ms());
+    let options =
+        ExpireOptions { is_dry_run: false, today: Some(today), compact_percent: 50, clock_day: today };
+    let mut retired = 0;
+    let report = |event: ExpireEvent<'_>| {
+        retired += u64::from(matches!(event, ExpireEvent::Retired { .. }));
+        Ok(())
+    };
+    expire(&reader, &mut |step| step(&mut store.writer), options, report).unwrap();
+    retired
+}
+
+#[test]
+fn erased_expired_held_and_moved_receipts_are_shown_as_they_are() {
+    const MANY: u64 = 40;
+    let mut store = Store::with(64 << 20, Some(1 << 20));
+    let set_term = |policy: &mut Policy| {
+        policy.terms[1] = Term::Years(1);
+        Ok(())
+    };
+    store.writer.change_policy(set_term).unwrap();
+    // The last of them are in a segment that stays open; the others fill segments of their own.
+    let (kept, content) = (pattern(1, 0, 100_000), pattern(2, 0, 100_000));
+    for number in 0..MANY {
+        put_old(&mut store, &format!("old/{number}"), &content);
+        if number % 10 == 0 {
+            store.put(&format!("kept/{number}"), &kept);
+        }
+    }
+    put_old(&mut store, "held/one", &content);
+    store.put("erased/one", &content);
+    store.put("erased/two", &content);
+    store.writer.hold(&Hold { prefix: b"held/".to_vec(), until_day: None }).unwrap();
+    let mount = store.mount(&[]);
+    assert_eq!(names(&mount.path("")), ["erased", "held", "kept", "old"]);
+    let mut open = File::open(mount.path("old/0")).unwrap();
+    let mut open_erased = File::open(mount.path("erased/one")).unwrap();
+
+    store.writer.erase(&receipt_path("erased/one"), "by order of a court").unwrap();
+    assert_eq!(errno(fs::read(mount.path("erased/one"))), libc::ENOENT);
+    assert_eq!(errno(fs::metadata(mount.path("erased/one"))), libc::ENOENT);
+    assert_eq!(names(&mount.path("erased")), ["two"]);
+
+    assert!(run_expiry(&mut store) > 0, "no segment was retired");
+    for number in 0..MANY {
+        assert_eq!(errno(fs::metadata(mount.path(&format!("old/{number}")))), libc::ENOENT);
+    }
+    // Under a hold nothing expires; what was copied out of a retired segment is the same file.
+    assert_eq!(fs::read(mount.path("held/one")).unwrap(), content);
+    for number in (0..MANY).step_by(10) {
+        assert!(fs::read(mount.path(&format!("kept/{number}"))).unwrap() == kept, "kept/{number}");
+    }
+    assert_eq!(names(&mount.path("kept")).len(), 4);
+    until("the folder without receipts to go", || {
+        (names(&mount.path("")) == ["erased", "held", "kept"]).then_some(())
+    });
+    // Files that were open before are what they were, until they are closed.
+    for file in [&mut open, &mut open_erased] {
+        let mut data = Vec::new();
+        file.read_to_end(&mut data).unwrap();
+        assert!(data == content, "an open file has changed");
+    }
+    // Room that was used before holds other receipts now, and no old name leads to them.
+    for number in 0..MANY * 2 {
+        store.put(&format!("new/{number}"), &kept);
+    }
+    assert_eq!(errno(fs::read(mount.path("old/3"))), libc::ENOENT);
+    assert!(fs::read(mount.path("new/3")).unwrap() == kept);
 }

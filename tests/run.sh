@@ -64,12 +64,11 @@ build_programs() {
     cargo build --workspace --all-features --bins
 }
 
-# Static, because the guest has no libraries. With --target the flag does not reach build scripts and macros. Apart, because
-# the features of the gateway would make the small program larger.
+# Static, because the guest has no libraries. With --target the flag does not reach build scripts and macros. `receipt` alone has no
+# features, so that its size is that of what users build.
 build_guest_programs() {
-    local build=(cargo build --release --target x86_64-unknown-linux-gnu -p receipt)
-    RUSTFLAGS="-C target-feature=+crt-static" "${build[@]}" --bin receipt &&
-        RUSTFLAGS="-C target-feature=+crt-static" "${build[@]}" --features gateway --bin receipt-gateway
+    local static=(env "RUSTFLAGS=-C target-feature=+crt-static" cargo build --release --target x86_64-unknown-linux-gnu -p receipt)
+    "${static[@]}" --bin receipt && "${static[@]}" --features mount,gateway --bin receipt-mount --bin receipt-gateway
 }
 
 shell_scripts() {

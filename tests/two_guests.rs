@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use receiptdisk_tests::{Guest, Scratch, Stand, static_gateway_binary, static_receipt_binary};
+use receiptdisk_tests::{
+    Guest, GuestImage, Scratch, Stand, static_gateway_binary, static_mount_binary, static_receipt_binary,
+};
 
 /// The pair of machines, the disk formatted. Guests before the stand, so that they end first.
 struct Pair {
@@ -14,9 +16,13 @@ struct Pair {
 
 impl Pair {
     fn boot() -> Self {
+        Self::boot_by(Guest::start)
+    }
+
+    fn boot_by(start: impl Fn(&str, &Path) -> Guest) -> Self {
         let stand = Stand::serve(Scratch::new(), |serve| serve.rw("issuer").ro("front"));
         let run_dir = stand.image().parent().unwrap().to_owned();
-        let [issuer, front] = ["issuer", "front"].map(|name| Guest::start(name, Path::new(&run_dir)));
+        let [issuer, front] = ["issuer", "front"].map(|name| start(name, &run_dir));
         let (mut issuer, front) = (issuer.ready(), front.ready());
         issuer.ok("receipt format");
         Self { issuer, front, _stand: stand }
@@ -156,6 +162,37 @@ fn naive_reader_is_stale(pair: &mut Pair) {
     let direct = pair.front.ok(&format!("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | {look}"));
     assert_ne!(direct.trim(), "0", "the receipt is on the disk as it is");
     pair.front.ok("exec 9<&-");
+}
+
+/// Programs that know only files: `cat`, `find`, a web server that uses sendfile.
+#[test]
+fn programs_in_the_front_guest_read_receipts_as_files() {
+    let image = GuestImage::make(&[static_mount_binary()], &["fuse"]);
+    let mut pair = Pair::boot_by(|name, run_dir| Guest::boot(name, run_dir, &image, &["--memory", "192M"]));
+    let put = "head -c 70000 /dev/urandom > /tmp/r && receipt put --new-version day/a.png /tmp/r && sha256sum < /tmp/r";
+    pair.issuer.ok(put);
+    pair.front.ok(
+        "mkdir /tmp/m && { receipt mount /tmp/m > /tmp/mounted & } && \
+         until grep -q /tmp/m /tmp/mounted; do [ -d /proc/$! ] || break; sleep 0.05; done; httpd -p 127.0.0.1:80 -h /tmp/m",
+    );
+    for _ in 0..20 {
+        let stored = pair.issuer.ok(put);
+        let hash = stored.lines().last().unwrap();
+        assert_eq!(pair.front.ok("sha256sum < /tmp/m/day/a.png").trim_end(), hash, "stale or wrong");
+        let fetched = pair.front.ok("wget -q -O - http://127.0.0.1/day/a.png | sha256sum");
+        assert_eq!(fetched.trim_end(), hash, "by HTTP");
+    }
+    pair.issuer.ok(
+        "mkdir /tmp/in && cd /tmp/in && for n in $(seq 300); do head -c $((n * 37)) /dev/urandom > $n.png; done; \
+         receipt put --batch /tmp/in --prefix many/",
+    );
+    let stored = pair.issuer.ok("cd /tmp/in && find . -type f | sort | xargs sha256sum");
+    assert_eq!(pair.front.ok("cd /tmp/m/many && find . -type f | sort | xargs sha256sum"), stored);
+    pair.issuer.ok("receipt rm day/a.png");
+    assert_ne!(pair.front.run("cat /tmp/m/day/a.png").code, 0, "a removed receipt is shown");
+    pair.front
+        .ok("cd /; kill $(pidof httpd); until umount /tmp/m; do sleep 0.1; done; [ -z \"$(ls /tmp/m)\" ]");
+    pair.finish();
 }
 
 #[test]

@@ -215,6 +215,22 @@ impl AlignedBuf {
         self.blocks.get_mut(..block_count).unwrap_or_default().as_mut_bytes()
     }
 
+    /// A buffer of `block_count` blocks of any content, in the memory of this one where that is enough.
+    #[must_use]
+    pub fn resized(mut self, block_count: usize) -> Self {
+        if self.blocks.capacity() < block_count {
+            return Self::zeroed(block_count);
+        }
+        self.blocks.resize(block_count, AlignedBlock([0; BLOCK_BYTES_USIZE]));
+        self
+    }
+
+    /// Blocks for which it has memory.
+    #[must_use]
+    pub fn capacity_blocks(&self) -> usize {
+        self.blocks.capacity()
+    }
+
     /// Length in blocks.
     #[must_use]
     pub fn block_count(&self) -> usize {
@@ -251,6 +267,17 @@ mod tests {
         assert_eq!(buf.as_slice().len(), 3 * 4096);
         assert_eq!(buf.as_slice().as_ptr().addr() % 4096, 0);
         assert_eq!(buf.as_slice()[4095], 7);
+    }
+
+    #[test]
+    fn a_buffer_is_resized_in_its_own_memory_while_that_is_enough() {
+        let mut buf = AlignedBuf::zeroed(3);
+        buf.as_mut_slice().fill(7);
+        let place = buf.as_slice().as_ptr();
+        let buf = buf.resized(1).resized(3);
+        assert_eq!((buf.as_slice().as_ptr(), buf.block_count(), buf.capacity_blocks()), (place, 3, 3));
+        assert_eq!(buf.as_slice()[0], 7);
+        assert_eq!(buf.resized(4).as_slice(), vec![0; 4 * 4096]);
     }
 
     #[test]

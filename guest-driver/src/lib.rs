@@ -64,6 +64,7 @@ pub mod shared;
 pub mod sim;
 pub mod socket;
 pub mod space;
+mod spares;
 pub mod stop;
 pub mod store;
 pub mod summary;
@@ -104,7 +105,10 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Random bytes of the operating system.
-fn random_bytes<const N: usize>() -> Result<[u8; N]> {
+///
+/// # Errors
+/// [`Error::Usage`] where the system has none.
+pub fn random_bytes<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| Error::Usage(format!("no random numbers: {error}")))?;
     Ok(bytes)

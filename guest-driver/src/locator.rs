@@ -3,12 +3,14 @@
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{BLOCK_BYTES, DATA_BYTES_MAX};
-use crate::log::read_blocks;
+use crate::log::read_blocks_into;
 use crate::path::ReceiptPath;
 use crate::reader::Receipt;
 use crate::record::{Header, Kind};
 use crate::retire::is_all_zero;
+use crate::spares::Spares;
 use crate::superblock::Superblock;
+use std::sync::Arc;
 
 /// `path@block.blocks.generation.seq`. It pins one version: that may be one that was since replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,16 @@ impl Locator {
     /// # Errors
     /// A device error other than an address beyond the end, or [`Error::CorruptReceipt`].
     pub fn read<D: Device>(&self, device: &D, superblock: &Superblock) -> Result<Option<Receipt>> {
+        self.read_with(device, superblock, &Arc::default())
+    }
+
+    /// As [`Locator::read`], with memory of `spares`.
+    pub(crate) fn read_with<D: Device>(
+        &self,
+        device: &D,
+        superblock: &Superblock,
+        spares: &Arc<Spares>,
+    ) -> Result<Option<Receipt>> {
         let bytes = u64::from(self.blocks) * BLOCK_BYTES;
         let end = self.block.checked_mul(BLOCK_BYTES).and_then(|start| start.checked_add(bytes));
         if bytes == 0
@@ -68,7 +80,7 @@ impl Locator {
         {
             return Ok(None);
         }
-        let buf = read_blocks(device, self.block, self.blocks)?;
+        let buf = read_blocks_into(device, self.block, self.blocks, spares.take())?;
         let Ok((header, _)) = Header::parse(buf.as_slice(), superblock.record_seed()) else {
             return Ok(None);
         };
@@ -82,7 +94,8 @@ impl Locator {
         if header.data(buf.as_slice()).is_err() && is_all_zero(&header, buf.as_slice()) {
             return Ok(None); // erased: the index says whether something is stored under the path
         }
-        Receipt::verified(self.path.clone(), header, buf).map(Some).map_err(|fault| Error::CorruptReceipt {
+        let receipt = Receipt::verified(self.path.clone(), header, buf);
+        receipt.map(|receipt| Some(receipt.giving_back(spares))).map_err(|fault| Error::CorruptReceipt {
             path: self.path.to_string(),
             fact: format!("record at block {}: {fault}", self.block),
         })

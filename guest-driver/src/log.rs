@@ -106,8 +106,21 @@ pub fn read_header<D: Device>(
 /// # Errors
 /// A device error.
 pub fn read_blocks<D: Device>(device: &D, block: u64, blocks: u32) -> Result<AlignedBuf> {
+    read_blocks_into(device, block, blocks, AlignedBuf::default())
+}
+
+/// As [`read_blocks`], in the memory of `buf` where that is enough. Nothing of what it held is left.
+///
+/// # Errors
+/// A device error.
+pub fn read_blocks_into<D: Device>(
+    device: &D,
+    block: u64,
+    blocks: u32,
+    buf: AlignedBuf,
+) -> Result<AlignedBuf> {
     let count = usize::try_from(blocks).map_err(|_| Error::Corrupt("record size".to_owned()))?;
-    let mut buf = AlignedBuf::zeroed(count);
+    let mut buf = buf.resized(count);
     device.read(block_offset(block), buf.as_mut_slice())?;
     assert_eq!(buf.as_slice().len(), count * BLOCK_BYTES_USIZE, "whole blocks");
     Ok(buf)

@@ -3,6 +3,9 @@
 use crate::error::{Error, Result};
 use crate::layout::PATH_BYTES_MAX;
 
+/// What the paths begin with under which `receipt-gateway` keeps business ids: records about receipts, none themselves.
+pub const ID_PREFIX: &str = ".id/";
+
 /// A path that keeps the rules: UTF-8, 1 to 1024 bytes, parts divided by `/`, none empty, `.` or `..`, no control
 /// characters (so that a list of paths can have one a line). A leading `/` is accepted and dropped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -9,11 +9,12 @@ use crate::error::{Error, Result};
 use crate::index::{Entry, Found, IndexPage, search};
 use crate::layout::GET_ATTEMPTS_MAX;
 use crate::locator::Locator;
-use crate::log::{read_blocks, read_header};
+use crate::log::{read_blocks_into, read_header};
 use crate::page::{Page, PageId, PageKind, read_page};
 use crate::path::{PathHash, ReceiptPath};
 use crate::record::{FLAG_MOVED, Header, Kind, RecordFault};
 use crate::rules::Rule;
+use crate::spares::Spares;
 use crate::superblock::Superblock;
 use crate::table::SegmentState;
 use crate::window::Window;
@@ -25,6 +26,8 @@ pub struct Receipt {
     path: ReceiptPath,
     header: Header,
     buf: AlignedBuf,
+    /// Where the buffer goes in the end.
+    spares: Option<Arc<Spares>>,
 }
 
 impl Receipt {
@@ -40,7 +43,13 @@ impl Receipt {
         if Rule::DataFits.holds() {
             header.data(buf.as_slice())?;
         }
-        Ok(Self { path, header, buf })
+        Ok(Self { path, header, buf, spares: None })
+    }
+
+    /// Its buffer goes to `spares` when it is dropped.
+    pub(crate) fn giving_back(mut self, spares: &Arc<Spares>) -> Self {
+        self.spares = Some(spares.clone());
+        self
     }
 
     /// The bytes that were stored.
@@ -55,6 +64,14 @@ impl Receipt {
     #[must_use]
     pub fn stat(&self) -> Stat {
         Stat { path: self.path.clone(), header: self.header.clone() }
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if let Some(spares) = &self.spares {
+            spares.give_back(std::mem::take(&mut self.buf));
+        }
     }
 }
 
@@ -88,6 +105,7 @@ pub struct Reader<D> {
     name: String,
     superblock: Mutex<Option<Arc<Superblock>>>,
     window: Mutex<Window>,
+    spares: Arc<Spares>,
 }
 
 /// What one attempt found.
@@ -101,7 +119,13 @@ enum Attempt<T> {
 impl<D: Device> Reader<D> {
     /// A reader of `device`; `name` is for messages. Nothing is read yet.
     pub fn new(device: D, name: &str) -> Self {
-        Self { device, name: name.to_owned(), superblock: Mutex::default(), window: Mutex::default() }
+        Self {
+            device,
+            name: name.to_owned(),
+            superblock: Mutex::default(),
+            window: Mutex::default(),
+            spares: Arc::default(),
+        }
     }
 
     /// The superblock, read once, and again where a path is not found: the store may have grown or been formatted since.
@@ -213,7 +237,7 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// As [`Reader::get`].
     pub fn get_locator(&self, locator: &Locator) -> Result<Receipt> {
-        match locator.read(&self.device, &*self.superblock()?)? {
+        match locator.read_with(&self.device, &*self.superblock()?, &self.spares)? {
             Some(receipt) => Ok(receipt),
             None => self.get(&locator.path),
         }
@@ -352,7 +376,7 @@ impl<D: Device> Reader<D> {
         path: &ReceiptPath,
         entry: &Entry,
     ) -> Result<Attempt<Receipt>> {
-        let buf = read_blocks(&self.device, entry.block, entry.blocks)?;
+        let buf = read_blocks_into(&self.device, entry.block, entry.blocks, self.spares.take())?;
         let header = match Header::parse(buf.as_slice(), superblock.record_seed()) {
             Ok((header, _)) => header,
             Err(fault) => return Ok(mismatch(entry, &fault.to_string())),
@@ -363,7 +387,7 @@ impl<D: Device> Reader<D> {
             Attempt::Miss => return Ok(Attempt::Miss),
         }
         Ok(match Receipt::verified(path.clone(), header, buf) {
-            Ok(receipt) => Attempt::Hit(receipt),
+            Ok(receipt) => Attempt::Hit(receipt.giving_back(&self.spares)),
             Err(fault) => mismatch(entry, &fault.to_string()),
         })
     }

@@ -35,6 +35,15 @@ pub fn receipt_mount_binary() -> PathBuf {
     )
 }
 
+/// Both gateways, in any build that runs on this host.
+pub fn gateway_binary() -> PathBuf {
+    locate(
+        "RECEIPT_GATEWAY",
+        &["{profile}/receipt-gateway", "x86_64-unknown-linux-gnu/release/receipt-gateway"],
+        "cargo build -p receipt --features gateway --bin receipt-gateway",
+    )
+}
+
 /// The guest helper as a static binary, fit for an initramfs without libraries.
 pub fn static_receipt_binary() -> PathBuf {
     locate(
@@ -47,12 +56,27 @@ pub fn static_receipt_binary() -> PathBuf {
 
 /// Both gateways as a static binary, fit for an initramfs without libraries.
 pub fn static_gateway_binary() -> PathBuf {
-    locate(
+    static_binary(
+        "receipt-gateway",
         "RECEIPT_GATEWAY",
-        &["x86_64-unknown-linux-gnu/release/receipt-gateway"],
         "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target x86_64-unknown-linux-gnu \
          -p receipt --features gateway --bin receipt-gateway",
     )
+}
+
+/// `receipt mount` as a static binary.
+pub fn static_mount_binary() -> PathBuf {
+    static_binary(
+        "receipt-mount",
+        "RECEIPT_MOUNT_STATIC",
+        "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target x86_64-unknown-linux-gnu \
+         -p receipt --features mount --bin receipt-mount",
+    )
+}
+
+/// A static binary by its name; `build` is said where it is missing.
+pub fn static_binary(name: &str, variable: &str, build: &str) -> PathBuf {
+    locate(variable, &[&format!("x86_64-unknown-linux-gnu/release/{name}")], build)
 }
 
 fn locate(variable: &str, places: &[&str], build: &str) -> PathBuf {

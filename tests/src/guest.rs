@@ -31,31 +31,47 @@ pub struct Output {
     pub code: i32,
 }
 
-/// Kernel and initramfs with the static `receipt` in it.
+/// What a guest boots: kernel, and an initramfs with the static `receipt` in it.
 #[derive(Debug)]
-struct Files {
+pub struct GuestImage {
     kernel: PathBuf,
     initramfs: PathBuf,
+}
+
+impl GuestImage {
+    /// With other programs in `/bin`, by their file names, and kernel modules.
+    pub fn make(programs: &[PathBuf], modules: &[&str]) -> Self {
+        let receipt = static_receipt_binary();
+        let mut args = vec!["--receipt".to_owned(), receipt.to_str().unwrap().to_owned()];
+        for program in programs {
+            let name = program.file_name().unwrap().to_str().unwrap();
+            args.extend(["--add".to_owned(), format!("{}:/bin/{name}", program.display())]);
+        }
+        args.extend(modules.iter().flat_map(|module| ["--module".to_owned(), (*module).to_owned()]));
+        let kernel = script("get-kernel.sh", &[]).join("vmlinuz");
+        Self { kernel, initramfs: script("make-initramfs.sh", &args) }
+    }
+
+    /// With nothing else; made once for all tests of a program.
+    fn plain() -> &'static Self {
+        static PLAIN: OnceLock<GuestImage> = OnceLock::new();
+        PLAIN.get_or_init(|| Self::make(&[], &[]))
+    }
 }
 
 impl Guest {
     /// Starts guest `name` on the socket `NAME.sock` in `run_dir`. It boots on its own; [`Guest::ready`] waits for that.
     pub fn start(name: &str, run_dir: &Path) -> Self {
-        static FILES: OnceLock<Files> = OnceLock::new(); // made once for all tests of a program
-        Self::boot(name, run_dir, FILES.get_or_init(|| files(&[])), &[])
+        Self::boot(name, run_dir, GuestImage::plain(), &["--memory", "192M"])
     }
 
-    /// As [`Guest::start`], with `added` files (`FILE:GUESTPATH`) in the guest and more `options` of run-guest.sh.
-    pub fn start_with(name: &str, run_dir: &Path, added: &[&str], options: &[&str]) -> Self {
-        Self::boot(name, run_dir, &files(added), options)
-    }
-
-    fn boot(name: &str, run_dir: &Path, files: &Files, options: &[&str]) -> Self {
+    /// As [`Guest::start`], with an image and arguments for `run-guest.sh`.
+    pub fn boot(name: &str, run_dir: &Path, files: &GuestImage, args: &[&str]) -> Self {
         let mut command = Command::new(repository().join("qemu-configs/run-guest.sh"));
-        command.args([name, "--accel", "tcg", "--memory", "192M", "--cpus", "1", "--append"]);
+        command.args([name, "--accel", "tcg", "--cpus", "1", "--append"]);
         command.arg("receiptdisk.console=script").arg("--run-dir").arg(run_dir);
-        command.arg("--kernel").arg(&files.kernel).arg("--initrd").arg(&files.initramfs);
-        command.args(options).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg("--kernel").arg(&files.kernel).arg("--initrd").arg(&files.initramfs).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut proc = Proc::spawn(&mut command, &run_dir.join(format!("{name}.qemu.log")));
         let [stdin, stdout] =
             [proc.child_mut().stdin.take().map(Ok), proc.child_mut().stdout.take().map(Err)];
@@ -69,6 +85,11 @@ impl Guest {
         let ready = format!("receiptdisk guest {} ready\n", self.name);
         self.text_until(&ready);
         self
+    }
+
+    /// The QEMU process.
+    pub fn proc(&self) -> &Proc {
+        &self.proc
     }
 
     /// Runs a shell command.
@@ -153,16 +174,8 @@ impl Guest {
     }
 }
 
-fn files(added: &[&str]) -> Files {
-    let receipt = static_receipt_binary();
-    let kernel = script("get-kernel.sh", &[]).join("vmlinuz");
-    let mut args = vec!["--receipt", receipt.to_str().unwrap()];
-    args.extend(added.iter().flat_map(|file| ["--add", file]));
-    Files { kernel, initramfs: script("make-initramfs.sh", &args) }
-}
-
 /// Runs a script of `qemu-configs/` that prints the path of what it made.
-fn script(name: &str, args: &[&str]) -> PathBuf {
+fn script(name: &str, args: &[String]) -> PathBuf {
     let output = Command::new(repository().join("qemu-configs").join(name)).args(args).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {errors}");

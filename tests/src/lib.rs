@@ -9,6 +9,7 @@
 //!   [`guest_disk`] is the store's view of the disk through a driver.
 //! * [`FaultDisk`] is a disk whose operations can be held or fail, and which knows what was synced.
 //! * [`Mounted`] is `receipt mount` on a store in a file.
+//! * [`HttpClient`] talks to a gateway in a guest.
 //! * [`Ctl`] is the operator.
 //! * [`Guest`] is a QEMU guest driven over its serial console.
 //!
@@ -25,6 +26,7 @@ mod fault_stand;
 mod guest;
 pub mod guest_disk;
 pub mod history;
+mod http;
 mod mounted;
 mod polite;
 mod proc;
@@ -38,15 +40,16 @@ mod wait;
 
 pub use backend::{Backend, Serve};
 pub use bins::{
-    backend_binary, receipt_binary, receipt_mount_binary, repository, static_gateway_binary,
-    static_receipt_binary,
+    backend_binary, gateway_binary, receipt_binary, receipt_mount_binary, repository, static_binary,
+    static_gateway_binary, static_mount_binary, static_receipt_binary,
 };
 pub use ctl::Ctl;
 pub use disk::{Scratch, pattern};
 pub use driver::Driver;
 pub use fault_disk::{DiskOp, FaultDisk, SmallTmpfs};
 pub use fault_stand::FaultStand;
-pub use guest::{Guest, Output};
+pub use guest::{Guest, GuestImage, Output};
+pub use http::{HttpClient, free_port};
 pub use mounted::Mounted;
 pub use polite::Polite;
 pub use proc::{Exit, Proc};

@@ -8,8 +8,7 @@ use super::limits::ID_BYTES;
 use receipt_store::{Error, OwnedChange, RawDevice, Reader, ReceiptPath, Result, Stat};
 use serde_json::{Value, json};
 
-/// What the paths of ids begin with.
-const PREFIX: &str = ".id/";
+const PREFIX: &str = receipt_store::path::ID_PREFIX;
 
 /// An id that keeps the limits.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,8 @@ mod view;
 use clap::Parser;
 use filesystem::ReceiptFilesystem;
 use fuser::{Config, Session, SessionACL};
+use receipt_store::path::ID_PREFIX;
+use receipt_store::stop::StopSignals;
 use receipt_store::{Error, RawDevice, Reader, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -66,15 +68,14 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let signals = block_signals();
+    let signals = StopSignals::block();
     let device = match &args.device {
         Some(path) => path.clone(),
         None => receipt_store::discover::find_device()?,
     };
     let name = device.display().to_string();
     let limits = Limits { names: args.names_max, pinned_bytes: args.open_max_mib.saturating_mul(1 << 20) };
-    let view =
-        View::open(Reader::new(RawDevice::open_reader(&device)?, &name), &name, HIDDEN_PREFIX, limits)?;
+    let view = View::open(Reader::new(RawDevice::open_reader(&device)?, &name), &name, ID_PREFIX, limits)?;
     let dir = mount_point(&args.dir)?;
     let channel = open_fuse()?;
     attach(&channel, &dir, &name, args.allow_other)?;
@@ -82,9 +83,6 @@ fn run(args: &Args) -> Result<()> {
     let _ = unmount(&dir, UnmountFlags::DETACH); // gone already, unless serving has failed
     served.map_err(|source| Error::File { name: dir.display().to_string(), source })
 }
-
-/// Paths that are not shown.
-const HIDDEN_PREFIX: &str = "";
 
 /// The folder, without what a killed `receipt mount` may have left on it.
 fn mount_point(dir: &Path) -> Result<PathBuf> {
@@ -139,7 +137,7 @@ fn serve(
     channel: OwnedFd,
     dir: &Path,
     args: &Args,
-    signals: libc::sigset_t,
+    signals: StopSignals,
 ) -> io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(usize::from(args.threads));
@@ -148,7 +146,7 @@ fn serve(
     let session = Session::from_fd(ReceiptFilesystem::new(view), channel, SessionACL::All, config)?;
     let mounted_on = dir.to_owned();
     std::thread::spawn(move || {
-        wait_for(&signals);
+        signals.wait();
         if unmount(&mounted_on, UnmountFlags::empty()).is_err() {
             // Somebody stands in it or reads from it: no new files, and a while for the open ones.
             let _ = unmount(&mounted_on, UnmountFlags::DETACH);
@@ -158,23 +156,4 @@ fn serve(
     });
     writeln!(io::stdout(), "{}", dir.display())?;
     session.run()
-}
-
-/// SIGINT and SIGTERM wait until [`wait_for`] takes them; threads that start later inherit that.
-fn block_signals() -> libc::sigset_t {
-    // SAFETY: a signal set is plain data that `sigemptyset` initialises; all pointers are to locals.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGINT);
-        libc::sigaddset(&raw mut set, libc::SIGTERM);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        set
-    }
-}
-
-fn wait_for(signals: &libc::sigset_t) {
-    let mut signal = 0;
-    // SAFETY: both pointers are to live values of the right types.
-    while unsafe { libc::sigwait(signals, &raw mut signal) } != 0 {}
 }

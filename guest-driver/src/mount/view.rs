@@ -64,7 +64,7 @@ pub struct View<D> {
     reader: Reader<D>,
     name: String,
     uuid: [u8; 16],
-    /// Paths that are not shown.
+    /// Paths that begin with this are not shown.
     hidden_prefix: &'static str,
     /// Where the tree stands in the log; `None`: it must be listed anew.
     follower: Mutex<Option<Follower>>,
@@ -304,7 +304,7 @@ impl<D: Device> View<D> {
     }
 
     fn is_hidden(&self, path: &str) -> bool {
-        !self.hidden_prefix.is_empty() && path.starts_with(self.hidden_prefix)
+        path.starts_with(self.hidden_prefix)
     }
 
     /// Counts all receipts anew; the tree then stands where the follower begins.
