@@ -11,7 +11,7 @@ use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
 use crate::path::ReceiptPath;
 use crate::writer::{Change, Put, Stored, Writer};
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -131,7 +131,10 @@ pub struct SharedWriter<D> {
     changed: Condvar,
     limits: CommitLimits,
     commits: AtomicU64,
-    has_failed: AtomicBool,
+    /// Epoch of the writer: it changes when the store is opened again.
+    epoch: AtomicU32,
+    /// Why the writer has stopped.
+    failure: Mutex<Option<Error>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -158,12 +161,13 @@ impl<D: Device> SharedWriter<D> {
     #[must_use]
     pub fn new(writer: Writer<D>, limits: CommitLimits) -> Self {
         Self {
+            epoch: AtomicU32::new(writer.epoch()),
             writer: Mutex::new(Some(writer)),
             state: Mutex::default(),
             changed: Condvar::new(),
             limits: limits.bounded(),
             commits: AtomicU64::new(0),
-            has_failed: AtomicBool::new(false),
+            failure: Mutex::default(),
         }
     }
 
@@ -172,9 +176,47 @@ impl<D: Device> SharedWriter<D> {
         self.commits.load(Ordering::Relaxed)
     }
 
+    /// Epoch of the writer.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
     /// Whether the writer has stopped after an error: nothing is stored until the store is opened again.
     pub fn has_failed(&self) -> bool {
-        self.has_failed.load(Ordering::Relaxed)
+        lock(&self.failure).is_some()
+    }
+
+    /// Whether [`SharedWriter::reopen`] may help: it was the device that failed.
+    pub fn may_reopen(&self) -> bool {
+        lock(&self.failure).as_ref().is_some_and(may_pass)
+    }
+
+    /// Opens the store again after the device has failed, with all that an opening checks and recovers; what was acknowledged before is
+    /// there. `open` is called when the failed writer is gone, with its locks. Changes wait meanwhile. False when there is nothing to mend:
+    /// the writer works, is closed, or has stopped for a reason that no opening may mend, such as a fence.
+    ///
+    /// # Errors
+    /// What `open` returns. After [`Error::Device`], [`Error::CannotOpen`] and [`Error::Busy`] it may be tried again, after no other.
+    pub fn reopen(&self, open: impl FnOnce() -> Result<Writer<D>>) -> Result<bool> {
+        let mut writer = lock(&self.writer);
+        if !self.may_reopen() || lock(&self.state).is_stopped {
+            return Ok(false);
+        }
+        drop(writer.take());
+        match open() {
+            Ok(opened) => {
+                self.epoch.store(opened.epoch(), Ordering::Relaxed);
+                *writer = Some(opened);
+                *lock(&self.failure) = None;
+                Ok(true)
+            }
+            Err(error) => {
+                if !may_pass(&error) {
+                    *lock(&self.failure) = Some(copy_of(&error));
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Makes one change; returns when it is durable and visible.
@@ -249,8 +291,8 @@ impl<D: Device> SharedWriter<D> {
             None => Err(Error::WriterStopped),
         };
         self.commits.fetch_add(1, Ordering::Relaxed);
-        if matches!(&answers, Err(error) if !matches!(error, Error::Usage(_))) {
-            self.has_failed.store(true, Ordering::Relaxed);
+        if let Err(error) = &answers {
+            self.note(error);
         }
         let mut state = lock(&self.state);
         match answers {
@@ -268,6 +310,13 @@ impl<D: Device> SharedWriter<D> {
         }
         drop(state);
         lead.is_done = true;
+    }
+
+    /// Remembers the first error that has stopped the writer.
+    fn note(&self, error: &Error) {
+        if !matches!(error, Error::Usage(_)) {
+            lock(&self.failure).get_or_insert_with(|| copy_of(error));
+        }
     }
 
     fn take_batch(&self) -> Vec<Queued> {
@@ -292,7 +341,13 @@ impl<D: Device> SharedWriter<D> {
     /// # Errors
     /// [`Error::WriterStopped`] after [`SharedWriter::close`], or what `work` returns.
     pub fn exclusively<T>(&self, work: impl FnOnce(&mut Writer<D>) -> Result<T>) -> Result<T> {
-        lock(&self.writer).as_mut().map_or(Err(Error::WriterStopped), work)
+        let mut writer = lock(&self.writer);
+        let Some(writer) = writer.as_mut() else { return Err(Error::WriterStopped) };
+        let done = work(writer);
+        if let (Err(error), true) = (&done, writer.is_stopped()) {
+            self.note(error);
+        }
+        done
     }
 
     /// Waits for the commit that runs and ends the writer, so that the next opening has nothing to recover. Changes that were
@@ -307,8 +362,17 @@ impl<D: Device> SharedWriter<D> {
         state.queue.clear();
         self.changed.notify_all();
         drop(state);
-        writer.map_or(Ok(()), Writer::close)
+        match writer {
+            Some(writer) => writer.close(),
+            None if self.has_failed() => Err(Error::WriterStopped),
+            None => Ok(()),
+        }
     }
+}
+
+/// Whether what is wrong may be over some time later, with the store as it was.
+fn may_pass(error: &Error) -> bool {
+    matches!(error, Error::Device(_) | Error::CannotOpen { .. } | Error::Busy { .. })
 }
 
 /// The same error for each change of a commit that failed.

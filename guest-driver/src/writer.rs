@@ -33,7 +33,7 @@ pub struct WriterOptions {
     pub guest_name: String,
     /// Clock in milliseconds since 1970 for tests; `None` = the system's.
     pub fixed_clock_ms: Option<u64>,
-    /// Identity in the lease for tests; `None` = random.
+    /// Identity in the lease, for who opens the same store again and for tests; `None` = random.
     pub fixed_uuid: Option<[u8; 16]>,
 }
 
@@ -67,6 +67,11 @@ impl<D: Device> Writer<D> {
     /// Epoch of this writer.
     pub fn epoch(&self) -> u32 {
         self.lease.epoch
+    }
+
+    /// Whether an error has stopped it: it changes nothing any more.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped
     }
 
     /// Last sequence that is acknowledged.

@@ -52,6 +52,12 @@ pub const ISSUER_CONNECTIONS: usize = 16;
 pub const LOG_LINES: usize = 4096;
 /// How long the last commit and the closing of the store may take when everything else has ended.
 pub const CLOSING_TIME: Duration = Duration::from_secs(20);
+/// Pause before the store is opened again after a device error; it doubles with every try.
+pub const REOPEN_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest such pause.
+pub const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// After so long without a device error the pause is short again.
+pub const REOPEN_QUIET: Duration = Duration::from_secs(60);
 /// How long the process waits for its last threads.
 pub const LAST_WAIT: Duration = Duration::from_secs(1);
 

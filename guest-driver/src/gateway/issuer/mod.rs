@@ -5,6 +5,7 @@ mod draw;
 mod feed;
 mod paths;
 mod put;
+mod reopen;
 
 use super::answer::{Fault, Reply, json_reply, text_reply};
 use super::disk::{Disk, Memory, device_path};
@@ -20,9 +21,11 @@ use hyper::body::Incoming;
 use receipt_store::control::Control;
 use receipt_store::socket::Socket;
 use receipt_store::stop::StopSignals;
-use receipt_store::{CommitLimits, RawDevice, Result, SharedWriter, Writer, WriterOptions, hex};
+use receipt_store::{CommitLimits, RawDevice, Result, SharedWriter, hex};
+use reopen::{Reopener, Store};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -40,7 +43,9 @@ pub struct Issuer {
     body_time: Duration,
     data_bytes_max: u64,
     store: String,
-    epoch: u32,
+    /// Who this process is in the lease.
+    writer_uuid: [u8; 16],
+    reopened: Arc<AtomicU64>,
     common: Arc<Common>,
     log: Log,
 }
@@ -51,12 +56,14 @@ pub fn run(args: &args::Issuer, runtime: &tokio::runtime::Runtime, signals: &Sto
     // All that may be wrong with the host's configuration, before the store is opened for writing.
     let painter = Painter::load(&args.font_dir)?.map(Arc::new);
     let listener = listen(args.server.listen)?;
-    let writer = open_writer(&path)?;
+    let openings = Store::new(&path)?;
+    let (writer, writer_uuid) = (openings.open()?, openings.writer_uuid());
     let mut socket = match Socket::listen(&args.socket) {
         Ok(socket) => socket,
         Err(error) => return writer.close().and(Err(error)),
     };
-    let (store, epoch) = (hex(&writer.superblock().uuid), writer.epoch());
+    let uuid = writer.superblock().uuid;
+    let store = hex(&uuid);
     let data_bytes_max = writer.data_bytes_max();
     let wait = Duration::from_millis(args.batch_wait_ms);
     let shared = Arc::new(SharedWriter::new(writer, CommitLimits { wait, ..CommitLimits::default() }));
@@ -65,6 +72,7 @@ pub fn run(args: &args::Issuer, runtime: &tokio::runtime::Runtime, signals: &Sto
     let common = Arc::new(Common::default());
     let (stop, stopped) = watch::channel(false);
     let (committer, committer_thread) = Committer::start(shared.clone());
+    let reopener = Reopener::start(openings, uuid, shared.clone(), log.clone());
     let issuer = Issuer {
         disk: Arc::new(Disk::open(&path)?),
         shared: shared.clone(),
@@ -76,7 +84,8 @@ pub fn run(args: &args::Issuer, runtime: &tokio::runtime::Runtime, signals: &Sto
         body_time: args.server.request_time() * 3 / 4,
         data_bytes_max,
         store,
-        epoch,
+        writer_uuid,
+        reopened: reopener.count(),
         common: common.clone(),
         log: log.clone(),
     };
@@ -84,17 +93,11 @@ pub fn run(args: &args::Issuer, runtime: &tokio::runtime::Runtime, signals: &Sto
     serve(server, listener, runtime, (&stop, stopped), signals)?;
     // Requests that were cut may have left changes behind; they end first, then the store is closed, then the socket goes.
     let _ = committer_thread.join();
+    drop(reopener);
     let closed = shared.close();
     drop(socket);
     let _ = log_thread.join();
     closed
-}
-
-fn open_writer(path: &std::path::Path) -> Result<Writer<RawDevice>> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = path.display().to_string();
-    let options = WriterOptions { name, guest_name: host.trim().to_owned(), ..WriterOptions::default() };
-    Writer::open(RawDevice::open_writer(path)?, &options)
 }
 
 impl Issuer {
@@ -127,14 +130,16 @@ impl Issuer {
             .await
             .map_err(|fault| Fault::unavailable("device", fault.message))?;
         let lease_epoch = control.lease.as_ref().map_or(0, |lease| lease.epoch);
+        // Its own openings that failed have newer epochs, too.
+        let is_own = control.lease.is_none_or(|lease| lease.writer_uuid == self.writer_uuid);
         let status = match () {
-            () if lease_epoch > self.epoch => "fenced",
+            () if lease_epoch > self.shared.epoch() && !is_own => "fenced",
             () if self.shared.has_failed() => "stopped",
             () => "ok",
         };
         let code = if status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let body = json!({
-            "status": status, "writable": status == "ok", "store": self.store, "epoch": self.epoch,
+            "status": status, "writable": status == "ok", "store": self.store, "epoch": self.shared.epoch(),
             "lease_epoch": lease_epoch, "seq": control.head.published_seq, "issue": self.painter.is_some(),
         });
         Ok(json_reply(code, &body))
@@ -146,7 +151,9 @@ impl Issuer {
         self.common.write(&mut text, &self.log);
         text.single("commits_total", "counter", "Group commits.", self.shared.commits());
         let writable = u8::from(!self.shared.has_failed());
-        text.single("writable", "gauge", "1 until the writer stops after an error.", writable);
+        text.single("writable", "gauge", "1, or 0 while the writer has stopped after an error.", writable);
+        let reopened = self.reopened.load(Ordering::Relaxed);
+        text.single("reopened_total", "counter", "Openings of the store after a device error.", reopened);
         Ok(text_reply(StatusCode::OK, "text/plain; version=0.0.4", text.0))
     }
 }
