@@ -16,6 +16,7 @@ export RUST_BACKTRACE=0
 
 passed=0 failed=0
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/receiptdisk-run.XXXXXX")
+chmod 711 "$scratch" # for the test that runs the backend as nobody
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 mkdir -p "$build_dir"
