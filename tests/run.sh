@@ -131,7 +131,12 @@ nothing_left() {
     local files pid left=''
     files=$(find "$scratch/tmp" /dev/shm -mindepth 1 -maxdepth 1 \( -path "$scratch/*" -o -name "${scratch##*/}-*" \))
     for pid in $(marked_processes); do left+=" $pid ($(tr '\0' ' ' < "/proc/$pid/cmdline"))"; done
-    [ -z "$files$left" ] || { echo "left behind: $files$left"; return 1; }
+    [ -z "$files$left" ] && return
+    echo "left behind: $files$left"
+    # Its content tells whose it is.
+    # shellcheck disable=SC2086 # one word a file
+    [ -z "$files" ] || find $files -ls
+    return 1
 }
 
 step "packages" packages
