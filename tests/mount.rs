@@ -405,9 +405,8 @@ fn another_store_on_the_disk_is_estale() {
     store.put("r.png", &old);
     let mount = store.mount(&[]);
     assert!(fs::read(mount.path("r.png")).unwrap() == old);
-    let Store { writer, image, scratch: _scratch } = store;
-    writer.close().unwrap();
-    let mut writer = formatted(&image, None);
+    store.writer.close().unwrap(); // what else the store has outlives the mount
+    let mut writer = formatted(&store.image, None);
     for path in ["x", "r.png"] {
         writer.put(&Put::new(&receipt_path(path), b"of the new store")).unwrap();
     }
