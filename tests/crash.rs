@@ -291,6 +291,31 @@ fn c8_connection_that_breaks_changes_nothing() {
     assert_eq!(mortal.backend.terminate().code, Some(0));
 }
 
+#[test]
+fn c8_queues_may_be_others_after_a_restart() {
+    let mut mortal = Mortal::new(Scratch::new(), &["--queues", "4"], WRITER_AND_READER);
+    let mut guest = mortal.guest("a", Setup { queues: 4, ..Setup::default() });
+    for (options, is_enough) in
+        [(&["--queues", "8"], true), (&["--queues", "2"], false), (&["--queues", "4"], true)]
+    {
+        guest.assert_works();
+        mortal.kill();
+        mortal.options = options;
+        mortal.start_again();
+        let again = std::panic::AssertUnwindSafe(|| guest.reconnect(&mortal.socket("a")));
+        assert_eq!(std::panic::catch_unwind(again).is_ok(), is_enough, "{options:?}");
+        if !is_enough {
+            // Nobody else is touched, and with enough of them it goes on.
+            mortal.guest("b", Setup::default()).assert_readable();
+            mortal.kill();
+            mortal.options = &["--queues", "4"];
+            mortal.start_again();
+            guest.reconnect(&mortal.socket("a"));
+        }
+    }
+    guest.request_on(3, &Request::read(0, SECTOR));
+}
+
 /// Guests at work; the backend is killed at random, and all that they see must have one order.
 fn kill_at_random(
     scratch: Scratch,

@@ -1,11 +1,15 @@
 //! Two QEMU guests at work while the backend, or one of them, is killed again and again.
 //!
-//! `RECEIPTDISK_GUEST_KILLS` says how often; the long run has 200 kills of the backend.
+//! `RECEIPTDISK_GUEST_KILLS` says how often; the long run has 200 kills of the backend. `RECEIPTDISK_REPLACEMENTS` says how
+//! often it is replaced instead.
 
 use receiptdisk_tests::rng::Rng;
-use receiptdisk_tests::{Backend, Ctl, Guest, Scratch, Serve, Stand, until};
+use receiptdisk_tests::{
+    Backend, Ctl, DiskOp, FaultDisk, Guest, GuestImage, Scratch, Serve, Stand, exercise_binary, until,
+};
 
 const KILLS: &str = "RECEIPTDISK_GUEST_KILLS";
+const REPLACEMENTS: &str = "RECEIPTDISK_REPLACEMENTS";
 
 /// Puts versions of seven paths as fast as it can until it is told to stop. A version says its number, and its length
 /// follows from that.
@@ -33,12 +37,20 @@ struct Pair {
 }
 
 fn kills(in_every_run: u32) -> u32 {
-    std::env::var(KILLS).map_or(in_every_run, |text| text.parse().expect("a number of kills"))
+    number(KILLS, in_every_run)
+}
+
+fn number(variable: &str, in_every_run: u32) -> u32 {
+    std::env::var(variable).map_or(in_every_run, |text| text.parse().expect("a number"))
+}
+
+fn command(scratch: &Scratch) -> Serve {
+    let serve = Serve::image(&scratch.join("disk.img"));
+    serve.arg("--control").arg(scratch.join("ctl.sock")).rw("issuer").ro("front")
 }
 
 fn serve(scratch: &Scratch) -> Backend {
-    let serve = Serve::image(&scratch.join("disk.img"));
-    serve.arg("--control").arg(scratch.join("ctl.sock")).rw("issuer").ro("front").start()
+    command(scratch).start()
 }
 
 impl Pair {
@@ -97,9 +109,13 @@ fn start_work(guest: &mut Guest, loops: &[&str]) {
     }
 }
 
+fn stop(guest: &mut Guest) {
+    guest.ok("touch /tmp/stop; wait");
+}
+
 #[track_caller]
 fn stop_work(guest: &mut Guest) {
-    guest.ok("touch /tmp/stop; wait");
+    stop(guest);
     let log = guest.ok("cat /tmp/log");
     assert_eq!(log, "", "something went wrong in a guest");
     let errors = guest.run("dmesg | grep -iE 'i/o error|blocked for more|reset'");
@@ -124,6 +140,93 @@ fn c8_guests_notice_nothing_of_killed_backends() {
     let sum: u64 = replayed.iter().sum();
     println!("{kills} kills; requests in flight at them: {:?}, {sum} in all", &replayed[1..]);
     assert!(sum > 0, "kills of an idle backend show nothing");
+    pair.finish();
+}
+
+/// Each guest checks every byte that it reads, four requests at a time; each kill cuts off requests that are on their way
+/// to the disk, some of them land after it, and the next backend finds all of them in flight.
+#[test]
+fn c8_guests_lose_nothing_of_what_a_kill_cuts_off() {
+    let scratch = Scratch::new();
+    let bytes = usize::try_from(Stand::SIZE).unwrap();
+    let disk = FaultDisk::new(&scratch.join("disk.img"), bytes);
+    let ctl = Ctl::new(scratch.join("ctl.sock"));
+    let serve = || {
+        let serve = Serve::image(&scratch.join("disk.img")).arg("--control").arg(scratch.join("ctl.sock"));
+        serve.arg("--multi-writer").rw("issuer").rw("front").start()
+    };
+    let mut backend = serve();
+    let image = GuestImage::make(&[exercise_binary()], &[]);
+    let boot = |name| Guest::boot(name, scratch.path(), &image, &["--memory", "192M"]);
+    let mut guests = ["issuer", "front"].map(boot).map(Guest::ready);
+    for (guest, first_byte) in guests.iter_mut().zip([0, bytes / 2]) {
+        let exercise =
+            format!("exercise /dev/vda {first_byte} {} 4 {first_byte} /tmp/stop direct", bytes / 2);
+        guest.ok(&format!("( {exercise} ) > /tmp/log 2>&1 &"));
+    }
+    let mut rng = Rng::new(9);
+    let (wanted, mut held, mut replayed) = (kills(20), 0, 0);
+    for _ in 0..wanted {
+        let (op, least) = (rng.pick(&[DiskOp::Write, DiskOp::Write, DiskOp::Read]), 1 + rng.below(20));
+        // Past the handshake, in which QEMU 7.2 takes a kill badly.
+        until("both guests to have got on", || {
+            let got_on = |name| ctl.stats(name)["reads"].as_u64().unwrap() > least;
+            ["issuer", "front"].into_iter().all(got_on).then_some(())
+        });
+        disk.hold(op);
+        until("a request on its way to the disk", || (disk.held(op) > 0).then_some(()));
+        if rng.below(4) > 0 {
+            // Sooner or later every thread of both guests has a request that is held, or waits behind one.
+            let mut before = None;
+            until("both guests to wait for the disk", || {
+                let now = ["issuer", "front"].map(|name| ctl.stats(name));
+                let is_stuck = before.as_ref() == Some(&now);
+                before = Some(now);
+                is_stuck.then_some(())
+            });
+        }
+        held += disk.held(op);
+        // It cannot end before the disk has answered.
+        backend.proc().signal(rustix::process::Signal::KILL);
+        disk.let_go();
+        assert_eq!(backend.proc().wait().signal, Some(9));
+        let before = backend.log();
+        backend = serve();
+        replayed += in_flight(&before);
+    }
+    // Both are back, and none of what they find is wrong.
+    for guest in &mut guests {
+        stop(guest);
+        let log = guest.ok("cat /tmp/log");
+        assert!(log.trim().parse::<u64>().is_ok_and(|operations| operations > 100), "{log}");
+        let errors = guest.run("dmesg | grep -iE 'i/o error|blocked for more|reset'");
+        assert_eq!(errors.text, "", "the kernel of a guest noticed something");
+    }
+    replayed += in_flight(&backend.log());
+    println!("{wanted} kills with {held} operations of the disk held; {replayed} requests found in flight");
+    assert!(
+        held >= wanted as usize && replayed >= u64::from(wanted),
+        "kills of an idle backend show nothing"
+    );
+    for guest in guests {
+        assert_eq!(guest.power_off().code, Some(0));
+    }
+}
+
+#[test]
+fn guests_notice_nothing_of_replaced_backends() {
+    let mut pair = Pair::boot();
+    let mut rng = Rng::new(4);
+    pair.work();
+    for _ in 0..number(REPLACEMENTS, 10) {
+        pair.wait_for_progress(1 + rng.below(30), 1 + rng.below(60));
+        let fresh = command(&pair.scratch).arg("--replace").spawn();
+        let exit = pair.backend.proc().wait();
+        assert_eq!(exit.code, Some(0), "{exit:?}; the new one: {}", fresh.log());
+        assert!(!exit.stderr.contains("event=disconnected"), "{}", exit.stderr);
+        pair.backend = fresh;
+    }
+    pair.wait_for_progress(1, 1);
     pair.finish();
 }
 

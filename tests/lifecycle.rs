@@ -44,6 +44,56 @@ fn come_and_go(stand: &Stand, way: u16) {
     }
 }
 
+/// What a guest does at a reboot, at unbind and bind of its driver, and at kexec, as a front end without RESET_DEVICE tells it:
+/// rings stopped, disabled or the owner reset; then features, memory, an in-flight region and rings anew.
+#[test]
+fn driver_sets_its_rings_up_1000_times_without_a_leak() {
+    let mut stand = Stand::pair();
+    let mut reader = stand.started("front");
+    let mut front = stand.raw("issuer").into_wire();
+    let mut before = None;
+    for life in 0..1000_u16 {
+        let mut guest = RawGuest::greet(front);
+        let queues = 1 + life % 4;
+        guest.start(Setup { queues, size: 64, is_tracked: life % 3 > 0, ..Setup::default() });
+        for queue in 0..queues {
+            guest.submit(queue.into(), &write_of(life.into()));
+        }
+        (0..queues).for_each(|queue| assert_eq!(guest.wait_used(queue.into()).1.status, status::OK));
+        if life % 50 == 0 {
+            reader.assert_readable();
+        }
+        match life % 3 {
+            0 => (0..queues).for_each(|queue| {
+                guest.stop_queue(queue);
+            }),
+            1 => guest.front().must(&Message::new(code::RESET_OWNER, &[]), &[]),
+            _ => {
+                let disable = |queue: u16| Message::vring(code::SET_VRING_ENABLE, queue.into(), 0);
+                (0..queues).for_each(|queue| guest.front().must(&disable(queue), &[]));
+            }
+        }
+        front = guest.into_wire();
+        // What the first lives have made stays for the next ones.
+        if life == 99 {
+            before = Some(held(&mut stand));
+        }
+    }
+    let (fds, threads, memory) = before.unwrap();
+    let now = held(&mut stand);
+    assert_eq!((now.0, now.1), (fds, threads), "descriptors and threads");
+    assert!(now.2 <= memory + (1 << 20), "{memory} bytes have become {}", now.2);
+    RawGuest::greet(front).start_queues(1);
+}
+
+/// Descriptors, threads and bytes of the backend's own.
+fn held(stand: &mut Stand) -> (usize, usize, u64) {
+    let fds = settled_fds(stand);
+    let proc = stand.backend().proc();
+    let threads = fs::read_dir(format!("/proc/{}/task", proc.pid())).unwrap().count();
+    (fds, threads, proc.memory_bytes())
+}
+
 fn settled_fds(stand: &mut Stand) -> usize {
     let mut last = 0;
     until("the number of descriptors to settle", || {

@@ -72,6 +72,52 @@ fn disk_that_grew_while_no_backend_ran_is_told_to_those_who_come_back() {
     assert_eq!(returning.front().config().capacity, LARGER / SECTOR as u64);
 }
 
+/// A block device, set free when dropped.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn new(file: &std::path::Path) -> Self {
+        Self(losetup(&["--find", "--show", file.to_str().unwrap()]).trim().to_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        losetup(&["--detach", &self.0]);
+    }
+}
+
+fn losetup(args: &[&str]) -> String {
+    let output = std::process::Command::new("losetup").args(args).output().unwrap();
+    assert!(output.status.success(), "losetup needs root and loop devices: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The device is made larger first; the backend, in its sandbox, then looks how large it is.
+#[test]
+fn block_device_is_adopted_at_its_size() {
+    let scratch = Scratch::new();
+    let file = scratch.image(Stand::SIZE);
+    let device = LoopDevice::new(&file);
+    let link = scratch.join("device");
+    std::os::unix::fs::symlink(&device.0, &link).unwrap();
+    let backend = Serve::image(&link).arg("--control").arg(scratch.join("ctl.sock")).rw("issuer").start();
+    let (mut guest, channel) = self::guest(&backend, "issuer");
+    guest.assert_works();
+    let status = ctl(&scratch).ok(&["status"]);
+    assert_eq!(status["sandbox"]["seccomp"], true, "{status}");
+
+    let refused = ctl(&scratch).run(&["resize", "64M"]).unwrap_err();
+    assert!(refused.contains("a device is resized first"), "{refused}");
+    OpenOptions::new().write(true).open(file).unwrap().set_len(LARGER).unwrap();
+    losetup(&["--set-capacity", &device.0]);
+    ctl(&scratch).ok(&["resize", "64M"]);
+    assert_told(&channel);
+    let last = LARGER / SECTOR as u64 - 8;
+    assert_eq!(guest.request(&Request::write(last, &pattern(1, 0, 4096))).status, status::OK);
+    drop(backend);
+}
+
 #[test]
 fn sizes_that_cannot_be_are_refused() {
     let scratch = Scratch::new();

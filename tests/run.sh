@@ -55,6 +55,8 @@ packages() {
             need qemu-utils qemu-storage-daemon &&
             need fonts-noto-cjk /usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc &&
             need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf &&
+            need e2fsprogs /sbin/mke2fs &&
+            need mount losetup &&
             need shellcheck shellcheck &&
             need strace strace
     )

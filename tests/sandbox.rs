@@ -15,7 +15,8 @@ const NOBODY: u32 = 65534;
 fn rights_of_threads(pid: u32) -> Vec<Vec<String>> {
     const NAMES: [&str; 7] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"];
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let status = threads.map(|thread| fs::read_to_string(thread.path().join("status")).unwrap());
+    // A thread may end between two looks.
+    let status = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
     let rights = status.map(|status| {
         let wanted = |line: &&str| NAMES.iter().any(|name| line.split(':').next() == Some(*name));
         status.lines().filter(wanted).map(|line| line.replace('\t', " ")).collect()

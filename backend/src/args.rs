@@ -1,5 +1,6 @@
 //! The command line: every rule is checked here once, and what comes out is ready to use.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -145,6 +146,9 @@ struct Serve {
     /// Let `ctl seal` close ranges for good: write-once. What is sealed already stays so with and without this
     #[arg(long)]
     seal: bool,
+    /// Take the place of the running backend that listens at --control: guests pause for a moment and stay connected
+    #[arg(long, requires = "control")]
+    replace: bool,
     /// Whether the process gives up, after its start, all rights and system calls that serving does not take
     #[arg(long, value_enum, default_value = "on")]
     sandbox: Switch,
@@ -180,6 +184,16 @@ pub enum EndpointConfig {
     ListenFd(i32),
     /// Connect to a path.
     Connect(PathBuf),
+}
+
+impl fmt::Display for EndpointConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen(path) => write!(f, "socket={}", path.display()),
+            Self::ListenFd(fd) => write!(f, "fd={fd}"),
+            Self::Connect(path) => write!(f, "connect={}", path.display()),
+        }
+    }
 }
 
 /// One guest.
@@ -224,6 +238,8 @@ pub struct Config {
     pub may_seal: bool,
     /// Where to listen for `ctl`.
     pub control: Option<PathBuf>,
+    /// Whether to take the place of the backend that listens there.
+    pub replace: bool,
     /// Where decisions are kept.
     pub state: PathBuf,
     /// Where to log every write and sync, if anywhere.
@@ -337,6 +353,7 @@ impl Convention {
             multi_writer: false,
             may_seal: false,
             control: None,
+            replace: false,
             record: None,
             unordered: false,
             sandbox: true,
@@ -376,6 +393,7 @@ impl Serve {
             record: self.record,
             unordered: std::env::var_os(UNORDERED_VARIABLE).is_some(),
             control: self.control,
+            replace: self.replace,
             state,
             image,
             unmap: self.discard == DiscardMode::Unmap,

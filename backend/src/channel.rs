@@ -1,5 +1,6 @@
 //! The way back to a front end: it hands over a socket on which the backend may speak first (SET_BACKEND_REQ_FD).
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
@@ -27,6 +28,15 @@ impl Channels {
         }
         *self.0[guest].lock().unwrap_or_else(PoisonError::into_inner) = fd;
         true
+    }
+
+    /// Another descriptor of a guest's channel, if it has one.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn duplicate(&self, guest: usize) -> io::Result<Option<OwnedFd>> {
+        let channel = self.0[guest].lock().unwrap_or_else(PoisonError::into_inner);
+        channel.as_ref().map(OwnedFd::try_clone).transpose()
     }
 
     /// Has a guest's front end look at the configuration space again, if it can be told.

@@ -6,7 +6,7 @@
 //! ```
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Scope;
@@ -15,6 +15,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::handover::Giver;
+use crate::interrupt::Interrupt;
 use crate::limits::{CONTROL_CLIENT_SECONDS, MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
 use crate::operator::Operator;
 use crate::order::ByteRange;
@@ -39,6 +41,7 @@ pub enum ControlCommand {
     Seals,
     Seal { ranges: Vec<(u64, u64)> },
     Unseal { ranges: Vec<(u64, u64)> },
+    Replace { protocol: u32 },
 }
 
 /// What does not change while the process runs.
@@ -77,20 +80,31 @@ pub struct Control<'a> {
     pub operator: &'a Operator,
     /// Knows the counters.
     pub shared: &'a Shared,
+    /// Gives everything to another process.
+    pub giver: Option<Giver<'a>>,
     /// Connections at the moment.
     pub connections: AtomicUsize,
 }
 
 impl<'a> Control<'a> {
-    /// Serves connections, each on a thread of `scope`, until `stop` is readable.
-    pub fn serve<'s>(&'s self, listener: &Listener, stop: BorrowedFd<'_>, scope: &'s Scope<'s, '_>)
-    where
+    /// Serves connections, each on a thread of `scope`, until the process stops. `thread` is its own number.
+    pub fn serve<'s>(
+        &'s self,
+        listener: &Listener,
+        interrupt: &Interrupt,
+        thread: usize,
+        scope: &'s Scope<'s, '_>,
+    ) where
         'a: 's,
     {
         loop {
-            match wait_readable(listener.as_fd(), stop) {
+            match wait_readable(listener.as_fd(), interrupt) {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) if interrupt.is_stopping() => return,
+                Ok(false) => {
+                    interrupt.park(thread, || Ok(None));
+                    continue;
+                }
                 Err(error) => log::warn!("event=control-failed error=\"{error}\""),
             }
             match listener.accept() {
@@ -125,6 +139,10 @@ impl<'a> Control<'a> {
                 return Ok(());
             }
             let answer = match serde_json::from_str(&line) {
+                Ok(ControlCommand::Replace { protocol }) => match self.start_replacement(stream, protocol) {
+                    Ok(giver) => return self.replace(giver, stream),
+                    Err(error) => failure(&error),
+                },
                 Ok(command) => self.answer(&command),
                 Err(error) => failure(&format!("not a command: {error}")),
             };
@@ -145,6 +163,8 @@ impl<'a> Control<'a> {
             ControlCommand::Seals => return success(self.seals()),
             ControlCommand::Seal { ranges } => self.operator.seal(&byte_ranges(ranges)),
             ControlCommand::Unseal { ranges } => self.operator.unseal(&byte_ranges(ranges)),
+            // A conversation of its own.
+            ControlCommand::Replace { .. } => return failure("not here"),
         };
         match done {
             Ok(()) => {
@@ -156,6 +176,23 @@ impl<'a> Control<'a> {
                 failure(&error.to_string())
             }
         }
+    }
+
+    fn start_replacement(&self, stream: &UnixStream, protocol: u32) -> Result<&Giver<'a>, String> {
+        let giver = self.giver.as_ref().ok_or("there is no control socket to hand over")?;
+        giver.check(stream, protocol).map(|()| giver).map_err(|error| {
+            log::warn!("event=not-replaced error=\"{error}\"");
+            error.to_string()
+        })
+    }
+
+    /// The end of this process, unless the new one does not make it.
+    fn replace(&self, giver: &Giver<'_>, mut stream: &UnixStream) -> io::Result<()> {
+        stream.write_all(format!("{}\n", success(Value::Null)).as_bytes())?;
+        if let Err(error) = giver.give(stream) {
+            log::warn!("event=not-replaced error=\"{error}\" guests go on here");
+        }
+        Ok(())
     }
 
     fn status(&self) -> Value {

@@ -22,6 +22,16 @@ pub enum Point {
     Published,
     /// Requests of an earlier process were begun again.
     Replayed,
+    /// The process that takes over has the image and the sockets.
+    Offered,
+    /// It has made all it needs; guests still run.
+    Prepared,
+    /// It has what belongs to the guests, who pause.
+    Given,
+    /// It has started their rings.
+    Restored,
+    /// It has said so, and takes no request yet.
+    Taken,
 }
 
 /// Kills the process if a test wants that here and now.

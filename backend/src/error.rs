@@ -35,6 +35,8 @@ pub enum StartError {
         "state file {path} is not understood: {why}; it says who may write, so repair it or remove it knowingly"
     )]
     BadState { path: PathBuf, why: String },
+    #[error("the running backend is not replaced and goes on: {0}")]
+    Replace(String),
     #[error("the image could not be synced at the end: {0}")]
     LastSync(io::Error),
     #[error("{doing}: {error}")]

@@ -1,19 +1,20 @@
 //! The front ends of one guest, one after the other, for ever.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use log::Level;
 
+use crate::interrupt::Interrupt;
 use crate::log_limit::LogLimit;
 use crate::message::{Message, encode_reply};
 use crate::session::{Offer, Reply, Session};
 use crate::shared::Shared;
 use crate::socket::Endpoint;
-use crate::wire::{Frame, Wire, WireError, is_readable, sleep_until_readable, wait_readable};
+use crate::wire::{Frame, Wire, WireError, sleep_until_readable, wait_readable};
 
 /// Between two tries: short while the front end is expected, longer when it stays away or says nothing.
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
@@ -32,6 +33,14 @@ pub struct Guest {
     pub worker: usize,
 }
 
+/// A connection and what it has come to.
+pub struct Front {
+    /// The connection.
+    pub stream: UnixStream,
+    /// What it has negotiated.
+    pub session: Session,
+}
+
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -42,14 +51,16 @@ enum End {
 }
 
 impl Guest {
-    /// Serves one front end after the other until `stop` is readable.
-    pub fn serve(&self, shared: &Arc<Shared>, stop: BorrowedFd<'_>) {
+    /// Serves one front end after the other until the process stops; the first one may come from the process whose
+    /// place this one has taken.
+    pub fn serve(&self, shared: &Arc<Shared>, interrupt: &Interrupt, mut taken: Option<Front>) {
         let mut log = LogLimit::default();
         let mut pause = PAUSE_FIRST;
-        while let Some(stream) = self.next_stream(&mut pause, stop, &mut log) {
-            log.log(Level::Info, format_args!("guest={} event=connected", self.name));
+        while let Some(front) =
+            taken.take().or_else(|| self.next_front(&mut pause, shared, interrupt, &mut log))
+        {
             shared.stats(self.worker).set_connected(true);
-            let end = self.serve_connection(stream, shared, stop, &mut log);
+            let end = self.serve_connection(front, interrupt, &mut log);
             shared.stats(self.worker).set_connected(false);
             match end {
                 Ok(End::Stopping) => {}
@@ -69,19 +80,32 @@ impl Guest {
         }
     }
 
+    fn next_front(
+        &self,
+        pause: &mut Duration,
+        shared: &Arc<Shared>,
+        interrupt: &Interrupt,
+        log: &mut LogLimit,
+    ) -> Option<Front> {
+        let stream = self.next_stream(pause, interrupt, log)?;
+        log.log(Level::Info, format_args!("guest={} event=connected", self.name));
+        Some(Front { stream, session: Session::new(Arc::clone(shared), self.worker, self.offer) })
+    }
+
     /// The next front end; `None` when the process stops and none is left waiting.
     fn next_stream(
         &self,
         pause: &mut Duration,
-        stop: BorrowedFd<'_>,
+        interrupt: &Interrupt,
         log: &mut LogLimit,
     ) -> Option<UnixStream> {
         // Who connects by himself comes as fast as he can pay for it; a queue of dead connections must not hold him up.
         if *pause > PAUSE_FIRST && matches!(self.endpoint, Endpoint::Connect(_)) {
-            sleep_until_readable(stop, *pause);
+            sleep_until_readable(interrupt.event(), *pause);
         }
         loop {
-            let stopping = is_readable(stop);
+            interrupt.park(self.worker, || Ok(None));
+            let stopping = interrupt.is_stopping();
             if stopping && (matches!(self.endpoint, Endpoint::Connect(_)) || self.endpoint.outlives_process())
             {
                 return None;
@@ -97,38 +121,42 @@ impl Guest {
                 Err(error) => {
                     let guest = &self.name;
                     log.log(Level::Warn, format_args!("guest={guest} event=no-connection error=\"{error}\""));
-                    sleep_until_readable(stop, PAUSE_LONGEST);
+                    sleep_until_readable(interrupt.event(), PAUSE_LONGEST);
                 }
             }
             match &self.endpoint {
                 Endpoint::Listen(listener) => {
-                    if let Err(error) = wait_readable(listener.as_fd(), stop) {
+                    if let Err(error) = wait_readable(listener.as_fd(), interrupt) {
                         log::error!("guest={} event=wait-failed error=\"{error}\"", self.name);
                     }
                 }
                 Endpoint::Connect(_) => {
-                    sleep_until_readable(stop, *pause);
+                    sleep_until_readable(interrupt.event(), *pause);
                     *pause = (*pause * 2).min(PAUSE_LONGEST);
                 }
             }
         }
     }
 
-    fn serve_connection(
-        &self,
-        stream: UnixStream,
-        shared: &Arc<Shared>,
-        stop: BorrowedFd<'_>,
-        log: &mut LogLimit,
-    ) -> io::Result<End> {
-        let wire = Wire::new(stream, stop)?;
-        let mut session = Session::new(Arc::clone(shared), self.worker, self.offer);
+    fn serve_connection(&self, front: Front, interrupt: &Interrupt, log: &mut LogLimit) -> io::Result<End> {
+        let Front { stream, mut session } = front;
+        let wire = Wire::new(stream, interrupt)?;
         let mut messages = 0;
         let end = loop {
             match self.serve_message(&wire, &mut session, log) {
                 Ok(()) => messages += 1,
                 Err(WireError::Closed) => break End::Disconnected { messages },
                 Err(WireError::Stopping) => break End::Stopping,
+                Err(WireError::Pausing) => {
+                    interrupt.park(self.worker, || session.give(wire.stream()).map(Some));
+                    if let Err(error) = session.resume() {
+                        log.log(
+                            Level::Warn,
+                            format_args!("guest={} event=connection-dropped error=\"{error}\"", self.name),
+                        );
+                        break End::Disconnected { messages };
+                    }
+                }
                 Err(error) => {
                     log.log(
                         Level::Warn,

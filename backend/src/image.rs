@@ -105,22 +105,54 @@ impl Image {
         }
 
         let capacity_bytes = (&reader).seek(SeekFrom::End(0)).map_err(failed)?;
-        let alignment = match cache {
-            CacheMode::Page => Alignment::NONE,
-            CacheMode::Direct => direct_alignment(&reader),
-        };
-        let unit = alignment.offset_bytes.max(SECTOR_BYTES);
+        let image = Self::measured(path, reader, writer, cache, capacity_bytes);
+        let unit = image.alignment.offset_bytes.max(SECTOR_BYTES);
         if capacity_bytes == 0 {
             return Err(StartError::EmptyImage { path: path.clone() });
         }
         if !capacity_bytes.is_multiple_of(unit) {
             return Err(StartError::OddSize { path: path.clone(), bytes: capacity_bytes, unit });
         }
+        Ok(image)
+    }
+
+    /// The image of a process whose place this one takes: its descriptors, locks included, and what the disk's size is.
+    ///
+    /// # Errors
+    /// When the path leads to another file by now.
+    pub fn adopted(
+        path: &Path,
+        reader: File,
+        writer: Option<File>,
+        cache: CacheMode,
+        capacity_bytes: u64,
+    ) -> Result<Self, String> {
+        let at_path = fs::metadata(path).map(|m| (m.st_dev(), m.st_ino()));
+        let held = reader.metadata().map(|m| (m.st_dev(), m.st_ino()));
+        match (at_path, held) {
+            (Ok(at_path), Ok(held)) if at_path == held => {}
+            (Ok(_), Ok(_)) => return Err(format!("image {} is not the one that is served", path.display())),
+            (Err(error), _) | (_, Err(error)) => return Err(format!("image {}: {error}", path.display())),
+        }
+        Ok(Self::measured(path, reader, writer, cache, capacity_bytes))
+    }
+
+    fn measured(
+        path: &Path,
+        reader: File,
+        writer: Option<File>,
+        cache: CacheMode,
+        capacity_bytes: u64,
+    ) -> Self {
+        let alignment = match cache {
+            CacheMode::Page => Alignment::NONE,
+            CacheMode::Direct => direct_alignment(&reader),
+        };
         let erase_block_bytes =
             rustix::fs::ioctl_blksszget(&reader).map_or(SECTOR_BYTES, |bytes| SECTOR_BYTES.max(bytes.into()));
         let is_in_memory = rustix::fs::fstatfs(&reader).is_ok_and(|system| system.f_type == TMPFS_MAGIC);
-        let (path, capacity_bytes) = (path.clone(), AtomicU64::new(capacity_bytes));
-        Ok(Self { path, reader, writer, capacity_bytes, cache, alignment, is_in_memory, erase_block_bytes })
+        let (path, capacity_bytes) = (path.to_owned(), AtomicU64::new(capacity_bytes));
+        Self { path, reader, writer, capacity_bytes, cache, alignment, is_in_memory, erase_block_bytes }
     }
 
     /// Size of the disk in bytes.

@@ -12,7 +12,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -139,6 +139,18 @@ impl Region {
         let guard = Guard::new(map.as_ptr(), map.size())
             .ok_or_else(|| InflightError::Map("too many memory regions".into()))?;
         Ok(Arc::new(Self { _guard: guard, map, queues, queue_size }))
+    }
+
+    /// The file, and where the region begins in it, in bytes.
+    #[must_use]
+    pub fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        self.map.file_offset().map(|file| (file.file().as_fd(), file.start()))
+    }
+
+    /// Rings that it has room for, and entries of each.
+    #[must_use]
+    pub fn shape(&self) -> (u16, u16) {
+        (self.queues, self.queue_size)
     }
 
     /// Rings that have requests in flight.
@@ -304,6 +316,13 @@ impl Recovered {
     #[must_use]
     pub fn count(&self) -> usize {
         self.started.len() + self.waiting.len()
+    }
+
+    /// The same, with nothing to be done before all else.
+    #[must_use]
+    pub fn all_waiting(self) -> Self {
+        let waiting = [self.started, self.waiting].concat();
+        Self { started: Vec::new(), waiting }
     }
 }
 

@@ -139,6 +139,18 @@ pub const SEAL_UNIT_BYTES: u64 = 4096;
 /// Bytes of one line on the control socket.
 pub const MAX_CONTROL_LINE_BYTES: u64 = 4096;
 
+/// Seconds that a process which takes over another may need to get ready, while guests still run.
+pub const HANDOVER_PREPARE_SECONDS: u64 = 10;
+
+/// Milliseconds that guests pause at most before the old process goes on, whatever the new one does.
+pub const HANDOVER_PAUSE_MS: u64 = 2000;
+
+/// Bytes of one message between the two.
+pub const MAX_HANDOVER_BYTES: usize = 16 * 1024 * 1024;
+
+/// Descriptors that come with it.
+pub const MAX_HANDOVER_FDS: usize = 16384;
+
 /// Microseconds that a worker looks for news after work, where nothing else is said.
 pub const DEFAULT_POLL_US: u32 = 50;
 

@@ -4,7 +4,7 @@
 //! a virtqueue keeps its `Mem` until its last request has ended.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat};
@@ -110,6 +110,15 @@ impl MemoryTable {
             .ok_or(MemoryError::Unknown)?;
         self.regions.swap_remove(at);
         Ok(())
+    }
+
+    /// All regions with their descriptors, as they were told.
+    pub fn regions(&self) -> impl Iterator<Item = (VhostUserMemoryRegion, BorrowedFd<'_>)> {
+        self.regions.iter().filter_map(|r| {
+            let file = r.mapping.file_offset()?;
+            let region = VhostUserMemoryRegion::new(r.guest_addr, r.size_bytes, r.user_addr, file.start());
+            Some((region, file.file().as_fd()))
+        })
     }
 
     /// The guest physical address of an address in the front end's process.

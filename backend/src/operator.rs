@@ -127,6 +127,12 @@ impl Operator {
         standing(&self.guests[index], &self.lock())
     }
 
+    /// What was decided.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.lock().clone()
+    }
+
     /// Where decisions are kept.
     #[must_use]
     pub fn state_file(&self) -> &StateFile {
@@ -356,7 +362,8 @@ impl Operator {
         Ok(())
     }
 
-    fn begin_command(&self) -> MutexGuard<'_, ()> {
+    /// Waits for the command that is being carried out, and holds up all others.
+    pub fn begin_command(&self) -> MutexGuard<'_, ()> {
         self.command.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

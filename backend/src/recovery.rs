@@ -39,6 +39,8 @@ pub struct Recovery {
     boot_id: String,
     began: Instant,
     is_holding: AtomicBool,
+    /// Whether the note is this process's to write.
+    has_note: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -69,9 +71,7 @@ impl Recovery {
     /// Reads what an earlier process has left in the note beside the state file, for guests with these names.
     #[must_use]
     pub fn load(state_file: &Path, names: Vec<String>) -> Self {
-        let mut note = state_file.as_os_str().to_owned();
-        note.push(".running");
-        let note = PathBuf::from(note);
+        let note = note_beside(state_file);
         let boot_id = fs::read_to_string(BOOT_ID).unwrap_or_default();
         let left = read_note(&note).filter(|left| left.boot_id == boot_id).map(|left| left.writing);
         let is_left = |name: &String| left.as_ref().is_some_and(|left| left.contains(name));
@@ -84,7 +84,25 @@ impl Recovery {
         let report = Report { guests, ..Report::default() };
         let state = Mutex::new(State { awaited, report, ..State::default() });
         let (began, changed) = (Instant::now(), Condvar::new());
-        Self { names, note, boot_id, began, is_holding, state, changed }
+        let has_note = AtomicBool::new(true);
+        Self { names, note, boot_id, began, is_holding, has_note, state, changed }
+    }
+
+    /// For a process that takes the place of another, which keeps the note until [`Recovery::take_note`].
+    #[must_use]
+    pub fn of_takeover(state_file: &Path, names: Vec<String>) -> Self {
+        let note = note_beside(state_file);
+        let boot_id = fs::read_to_string(BOOT_ID).unwrap_or_default();
+        let [is_holding, has_note] = [(); 2].map(|()| AtomicBool::new(false));
+        let (began, state, changed) = (Instant::now(), Mutex::new(State::default()), Condvar::new());
+        Self { names, note, boot_id, began, is_holding, has_note, state, changed }
+    }
+
+    /// Writes the note from now on; the process that did is gone.
+    pub fn take_note(&self) {
+        let state = self.lock();
+        self.has_note.store(true, Ordering::Release);
+        self.write_note(&state);
     }
 
     /// Whether new requests must wait.
@@ -155,6 +173,9 @@ impl Recovery {
     }
 
     fn write_note(&self, state: &State) {
+        if !self.has_note.load(Ordering::Acquire) {
+            return;
+        }
         let writing = state.awaited.union(&state.running).map(|&guest| self.names[guest].clone()).collect();
         let note = Note { boot_id: self.boot_id.clone(), writing };
         if let Err(error) = replace_note(&self.note, &note) {
@@ -166,6 +187,12 @@ impl Recovery {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn note_beside(state_file: &Path) -> PathBuf {
+    let mut note = state_file.as_os_str().to_owned();
+    note.push(".running");
+    note.into()
 }
 
 fn named(names: &[String], guests: &BTreeSet<usize>) -> Vec<String> {

@@ -5,7 +5,7 @@
 //! back from a failed handshake). System calls are filtered before the first front end is heard.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,6 @@ use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Resource;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -21,18 +20,20 @@ use signal_hook::iterator::Signals;
 
 use crate::activation::{Activation, CONTROL};
 use crate::args::{Config, EndpointConfig, GuestConfig};
-use crate::control::{Control, StaticGuest, StaticStatus};
+use crate::control::Control;
+use crate::description::{announce, serial, static_status};
 use crate::disk::Disk;
 use crate::engine::{Engine, EngineKind};
 use crate::error::StartError;
 use crate::gate::Gate;
 use crate::guest::Guest;
-use crate::image::{CacheMode, Image};
-use crate::limits::{SERIAL_BYTES, STOP_DEADLINE_SECONDS};
+use crate::handover::{Giver, Takeover};
+use crate::image::Image;
+use crate::interrupt::Interrupt;
+use crate::limits::STOP_DEADLINE_SECONDS;
 use crate::operator::{Configured, Operator, check_writers};
 use crate::record::Recorder;
 use crate::recovery::Recovery;
-use crate::role::ReadMode;
 use crate::sandbox::{self, Sandbox};
 use crate::session::Offer;
 use crate::shared::Shared;
@@ -40,9 +41,6 @@ use crate::sigbus;
 use crate::socket::{Endpoint, Listener, SocketAccess};
 use crate::state::StateFile;
 use crate::worker::{Mail, Worker, WorkerConfig};
-
-/// What every serial begins with: the guest helper finds its disk by it.
-const SERIAL_PREFIX: &str = "receiptdisk";
 
 /// Serves until SIGTERM or SIGINT; then every request taken is answered and the image synced.
 ///
@@ -54,35 +52,47 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     raise_descriptor_limit();
     sigbus::install().map_err(system("cannot handle SIGBUS"))?;
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("cannot watch for signals"))?;
-    let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-        .map_err(|error| system("cannot make an eventfd")(error.into()))?;
     check_cpus(&config.cpus)?;
     let mut activation = Activation::from_environment()?;
-    let image = Image::open(&config.image)?;
+    let mut takeover = begin_takeover(config)?;
+    let image = match &mut takeover {
+        Some(takeover) => takeover.image(&config.image)?,
+        None => Image::open(&config.image)?,
+    };
     let recorder = config.record.as_deref().map(Recorder::create).transpose();
     let recorder = recorder.map_err(system("cannot write the log of --record"))?;
     let disk = Disk::new(image, config.unmap, config.has_durable_reads(), recorder);
     let configured = configured(config);
     let state_file = StateFile::new(config.state.clone());
     let state = state_file.load()?;
+    takeover.iter().try_for_each(|takeover| takeover.check_state(&state))?;
     check_writers(&configured, &state, &state_file, config.multi_writer)?;
     disk.set_poisoned(state.poisoned);
     let engines = make_engines(config, &disk)?;
     let engine_name = engines.first().map_or("", Engine::name);
     let gate = Gate::new(config.guests.len(), config.unordered).map_err(system("cannot make an eventfd"))?;
     let names = config.guests.iter().map(|guest| guest.name.clone()).collect();
-    let recovery = Recovery::load(&config.state, names);
+    let recovery = match takeover {
+        Some(_) => Recovery::of_takeover(&config.state, names),
+        None => Recovery::load(&config.state, names),
+    };
     let shared = Arc::new(Shared::new(disk, gate, recovery, config.guests.len()));
 
     let may = (config.multi_writer, config.may_seal);
     let operator = Operator::new(Arc::clone(&shared), configured, may, state_file, state);
     let operator = Arc::new(operator);
     // All paths are taken before anybody can connect: a front end is never let in and then left.
-    let guests = bind_guests(config, &mut activation)?;
-    let control_listener = bind_control(config, &mut activation)?;
+    let control_listener = bind_control(config, &mut activation, takeover.as_mut())?;
+    let guests = bind_guests(config, &mut activation, takeover.as_mut())?;
+    // The guests' threads and the one that hears operators.
+    let interrupt = Interrupt::new(guests.len() + usize::from(control_listener.is_some()));
+    let interrupt = interrupt.map_err(system("cannot make an eventfd"))?;
     activation.check_all_taken()?;
     let sandbox = give_up_rights(config).map_err(system("cannot give up rights; see --sandbox"))?;
-    sync_before_first_read(&shared, &operator);
+    shared.set_handing_over(takeover.is_some());
+    if takeover.is_none() {
+        sync_before_first_read(&shared, &operator);
+    }
     let syncer = start_syncer(&operator, &shared)?;
     let workers = start_workers(config, &shared, &operator, engines)?;
     if signals.pending().next().is_some() {
@@ -91,29 +101,53 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     guests.iter().try_for_each(|guest| guest.endpoint.listen()).map_err(system("cannot listen"))?;
     control_listener.iter().try_for_each(Listener::listen).map_err(system("cannot listen"))?;
     let sandbox = if config.sandbox { sandbox::filter_calls(sandbox) } else { sandbox };
+    let endpoints: Vec<String> = config.guests.iter().map(|guest| guest.endpoint.to_string()).collect();
     let control = Control {
         fixed: static_status(config, &shared, engine_name, operator.state_file(), sandbox),
         operator: &operator,
         shared: &shared,
+        giver: control_listener.as_ref().map(|control| Giver {
+            shared: &shared,
+            operator: &operator,
+            interrupt: &interrupt,
+            guests: &guests,
+            endpoints,
+            control,
+            is_recorded: config.record.is_some(),
+        }),
         connections: AtomicUsize::new(0),
     };
+    let fronts = match takeover {
+        Some(takeover) => takeover.cross(&shared, &guests)?,
+        None => guests.iter().map(|_| None).collect(),
+    };
+    // From here on there is no other process.
+    guests.iter().for_each(|guest| guest.endpoint.keep());
+    control_listener.iter().for_each(Listener::keep);
+    shared.recovery.take_note();
+    shared.set_handing_over(false);
+    operator.keep_poison();
     announce(config, &shared, sandbox);
     thread::scope(|scope| {
         if let Some(listener) = &control_listener {
-            scope.spawn(|| control.serve(listener, stop.as_fd(), scope));
+            let thread = guests.len();
+            let (control, interrupt) = (&control, &interrupt);
+            scope.spawn(move || control.serve(listener, interrupt, thread, scope));
         }
         scope.spawn(|| shared.run_recovery());
-        for guest in &guests {
-            scope.spawn(|| guest.serve(&shared, stop.as_fd()));
+        for (guest, front) in guests.iter().zip(fronts) {
+            let (shared, interrupt) = (&shared, &interrupt);
+            scope.spawn(move || guest.serve(shared, interrupt, front));
         }
         let signal = signals.forever().next();
         log::info!("event=stopping signal={}", signal.unwrap_or(SIGTERM));
         start_stop_deadline();
+        // A replacement comes to its end first: either this process goes on, or it is gone.
+        let _command = operator.begin_command();
         shared.recovery.stop();
         guests.iter().for_each(|guest| guest.endpoint.close());
         control_listener.iter().for_each(Listener::close);
-        // Nobody reads it: it stays readable for every thread.
-        if let Err(error) = rustix::io::write(&stop, &1u64.to_ne_bytes()) {
+        if let Err(error) = interrupt.stop() {
             log::error!("event=stop-failed error=\"{error}\"");
             std::process::exit(1);
         }
@@ -204,48 +238,28 @@ fn give_up_rights(config: &Config) -> io::Result<Sandbox> {
     sandbox::give_up_rights(&folders)
 }
 
-fn bind_control(config: &Config, activation: &mut Activation) -> Result<Option<Listener>, StartError> {
+/// With `--replace`: the process that runs has said that it may be replaced by one with these arguments.
+fn begin_takeover(config: &Config) -> Result<Option<Takeover>, StartError> {
+    let Some(control) = config.control.as_deref().filter(|_| config.replace) else {
+        return Ok(None);
+    };
+    let takeover = Takeover::begin(control)?;
+    takeover.check(config)?;
+    Ok(Some(takeover))
+}
+
+fn bind_control(
+    config: &Config,
+    activation: &mut Activation,
+    takeover: Option<&mut Takeover>,
+) -> Result<Option<Listener>, StartError> {
+    if let (Some(takeover), Some(path)) = (takeover, &config.control) {
+        return takeover.control(path).map(Some);
+    }
     if let Some(fd) = activation.take(CONTROL) {
         return open_listener(fd).map(Some);
     }
     config.control.as_deref().map(|path| Listener::bind(path, SocketAccess::default())).transpose()
-}
-
-fn static_status(
-    config: &Config,
-    shared: &Shared,
-    io_engine: &'static str,
-    state: &StateFile,
-    sandbox: Sandbox,
-) -> StaticStatus {
-    let guest = |(index, guest): (usize, &GuestConfig)| StaticGuest {
-        name: guest.name.clone(),
-        serial: String::from_utf8_lossy(&serial(index, &guest.name)).into_owned(),
-        endpoint: match &guest.endpoint {
-            EndpointConfig::Listen(path) => format!("socket={}", path.display()),
-            EndpointConfig::ListenFd(fd) => format!("fd={fd}"),
-            EndpointConfig::Connect(path) => format!("connect={}", path.display()),
-        },
-        reads: match guest.reads {
-            ReadMode::Completed => "completed",
-            ReadMode::Durable => "durable",
-        },
-    };
-    StaticStatus {
-        version: env!("CARGO_PKG_VERSION"),
-        pid: std::process::id(),
-        image: config.image.path.display().to_string(),
-        cache: match shared.disk.image().cache {
-            CacheMode::Direct => "direct",
-            CacheMode::Page => "page",
-        },
-        io_engine,
-        logical_block_bytes: shared.disk.image().logical_block_bytes(),
-        multi_writer: config.multi_writer,
-        state_file: state.path().display().to_string(),
-        sandbox,
-        guests: config.guests.iter().enumerate().map(guest).collect(),
-    }
 }
 
 fn start_workers(
@@ -283,14 +297,21 @@ fn run_worker(config: WorkerConfig, shared: Arc<Shared>, engine: Engine) {
     }
 }
 
-fn bind_guests(config: &Config, activation: &mut Activation) -> Result<Vec<Guest>, StartError> {
+fn bind_guests(
+    config: &Config,
+    activation: &mut Activation,
+    mut takeover: Option<&mut Takeover>,
+) -> Result<Vec<Guest>, StartError> {
     let mut bind = |(worker, guest): (usize, &GuestConfig)| {
         let endpoint = match &guest.endpoint {
             EndpointConfig::Connect(path) => Endpoint::Connect(path.clone()),
-            EndpointConfig::Listen(path) => Endpoint::Listen(match activation.take(&guest.name) {
-                Some(fd) => open_listener(fd)?,
-                None => Listener::bind(path, guest.access)?,
-            }),
+            EndpointConfig::Listen(path) => {
+                Endpoint::Listen(match (&mut takeover, activation.take(&guest.name)) {
+                    (Some(takeover), _) => takeover.listener(worker, path)?,
+                    (None, Some(fd)) => open_listener(fd)?,
+                    (None, None) => Listener::bind(path, guest.access)?,
+                })
+            }
             EndpointConfig::ListenFd(fd) => Endpoint::Listen(open_listener(*fd)?),
         };
         let offer = Offer { role: guest.role, queues: config.queues, queue_size: config.queue_size };
@@ -310,37 +331,6 @@ fn open_listener(fd: i32) -> Result<Listener, StartError> {
     // nothing else in this process owns it.
     let socket = UnixListener::from(unsafe { OwnedFd::from_raw_fd(fd) });
     Listener::from_open(socket).map_err(|_| bad())
-}
-
-/// At most [`SERIAL_BYTES`] bytes, different for each guest: names hold no `~`.
-fn serial(index: usize, name: &str) -> Vec<u8> {
-    let room = SERIAL_BYTES - SERIAL_PREFIX.len() - 1;
-    let short = if name.len() <= room {
-        name.to_owned()
-    } else {
-        let suffix = format!("~{index}");
-        format!("{}{suffix}", &name[..room.saturating_sub(suffix.len())])
-    };
-    format!("{SERIAL_PREFIX}-{short}").into_bytes()
-}
-
-fn announce(config: &Config, shared: &Shared, sandbox: Sandbox) {
-    if config.unordered {
-        log::warn!(
-            "event=unordered RECEIPTDISK_UNORDERED is set: overlapping requests interleave, for tests only"
-        );
-    }
-    let image = shared.disk.image();
-    log::info!(
-        "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={} seccomp={} landlock={:?}",
-        image.path.display(),
-        image.capacity_bytes(),
-        image.cache,
-        image.logical_block_bytes(),
-        config.guests.len(),
-        sandbox.seccomp,
-        sandbox.landlock
-    );
 }
 
 /// Guests bring descriptors along, up to one a memory region.
@@ -364,21 +354,5 @@ fn start_stop_deadline() {
 fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         log::error!("event=thread-panicked");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn serials_fit_begin_alike_and_differ() {
-        let names = ["issuer", "front", "a-long-guest-name-1", "a-long-guest-name-2"];
-        let serials: Vec<_> = names.iter().enumerate().map(|(index, name)| serial(index, name)).collect();
-        for (at, serial) in serials.iter().enumerate() {
-            assert!(serial.len() <= SERIAL_BYTES && serial.starts_with(SERIAL_PREFIX.as_bytes()));
-            assert!(!serials[..at].contains(serial));
-        }
-        assert_eq!(serials[0], b"receiptdisk-issuer");
     }
 }

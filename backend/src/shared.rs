@@ -1,5 +1,7 @@
 //! What all guests share: the disk, the order of requests on it, and what is counted.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::channel::Channels;
 use crate::disk::Disk;
 use crate::gate::{Gate, Mailbox};
@@ -21,6 +23,8 @@ pub struct Shared {
     pub channels: Channels,
     /// Who is waited for after a kill.
     pub recovery: Recovery,
+    /// Whether no request is taken because another process is about to take this one's place, or the other way round.
+    is_handing_over: AtomicBool,
     stats: Vec<GuestStats>,
 }
 
@@ -29,7 +33,9 @@ impl Shared {
     #[must_use]
     pub fn new(disk: Disk, gate: Gate, recovery: Recovery, workers: usize) -> Self {
         let stats = (0..workers).map(|_| GuestStats::default()).collect();
-        Self { disk, syncer: Syncer::default(), gate, channels: Channels::new(workers), recovery, stats }
+        let is_handing_over = AtomicBool::new(false);
+        let (syncer, channels) = (Syncer::default(), Channels::new(workers));
+        Self { disk, syncer, gate, channels, recovery, is_handing_over, stats }
     }
 
     /// Carries out slow operations until the syncer is stopped, and calls `keep_poison` before any guest
@@ -46,7 +52,31 @@ impl Shared {
 
     /// Waits for guests that were writing when an earlier process was killed, then lets all workers go on.
     pub fn run_recovery(&self) {
-        self.recovery.wait(|| (0..self.stats.len()).for_each(|worker| self.mailbox(worker).wake_up()));
+        self.recovery.wait(|| self.wake_workers());
+    }
+
+    /// Whether new requests must wait in their rings.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        self.is_handing_over() || self.recovery.is_holding()
+    }
+
+    /// Whether this process and another are about to change places.
+    #[must_use]
+    pub fn is_handing_over(&self) -> bool {
+        self.is_handing_over.load(Ordering::Acquire)
+    }
+
+    /// Has new requests of all guests wait in their rings while one process takes the place of another.
+    pub fn set_handing_over(&self, is_handing_over: bool) {
+        self.is_handing_over.store(is_handing_over, Ordering::Release);
+        if !is_handing_over {
+            self.wake_workers();
+        }
+    }
+
+    fn wake_workers(&self) {
+        (0..self.stats.len()).for_each(|worker| self.mailbox(worker).wake_up());
     }
 
     /// The counters of a worker's guest, by index.

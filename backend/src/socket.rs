@@ -7,11 +7,13 @@ use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
 
 use crate::error::StartError;
+use crate::handover::ListenerState;
 use crate::limits::MAX_WAITING_CONNECTIONS;
 
 /// Who may connect, besides the backend's own user.
@@ -48,6 +50,13 @@ impl Endpoint {
     #[must_use]
     pub fn outlives_process(&self) -> bool {
         matches!(self, Self::Listen(listener) if listener.made.is_none())
+    }
+
+    /// Makes it this process's own.
+    pub fn keep(&self) {
+        if let Self::Listen(listener) = self {
+            listener.keep();
+        }
     }
 
     /// Lets nobody connect any more.
@@ -91,6 +100,8 @@ fn if_any(stream: io::Result<UnixStream>) -> io::Result<Option<UnixStream>> {
 pub struct Listener {
     socket: UnixListener,
     made: Option<(PathBuf, u64)>,
+    /// Whether another process still has it, and decides what becomes of it.
+    is_borrowed: AtomicBool,
 }
 
 impl Listener {
@@ -103,7 +114,8 @@ impl Listener {
         remove_stale(path)?;
         let socket = bind_stream_socket(path).map_err(failed)?;
         let inode = fs::symlink_metadata(path).map_err(failed)?.st_ino();
-        let listener = Self { socket, made: Some((path.into(), inode)) };
+        let made = Some((path.into(), inode));
+        let listener = Self { socket, made, is_borrowed: AtomicBool::new(false) };
         if let Some(group_id) = access.group_id {
             std::os::unix::fs::chown(path, None, Some(group_id)).map_err(failed)?;
         }
@@ -118,7 +130,32 @@ impl Listener {
     /// When it cannot be made non-blocking.
     pub fn from_open(socket: UnixListener) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, made: None })
+        Ok(Self { socket, made: None, is_borrowed: AtomicBool::new(false) })
+    }
+
+    /// The socket of a process whose place this one is about to take: its own once it has.
+    ///
+    /// # Errors
+    /// When it cannot be made non-blocking.
+    pub fn borrowed(socket: UnixListener, path: &Path, state: ListenerState) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let made = state.inode.map(|inode| (path.into(), inode));
+        Ok(Self { socket, made, is_borrowed: AtomicBool::new(true) })
+    }
+
+    /// What another process must know of it besides its path.
+    #[must_use]
+    pub fn state(&self) -> ListenerState {
+        ListenerState::of_inode(self.made.as_ref().map(|(_, inode)| *inode))
+    }
+
+    /// Makes it this process's own.
+    pub fn keep(&self) {
+        self.is_borrowed.store(false, Ordering::Release);
+    }
+
+    fn is_ours(&self) -> bool {
+        !self.is_borrowed.load(Ordering::Acquire)
     }
 
     /// Lets front ends connect.
@@ -126,7 +163,7 @@ impl Listener {
     /// # Errors
     /// When the kernel refuses, which it should not.
     pub fn listen(&self) -> io::Result<()> {
-        if self.made.is_some() {
+        if self.made.is_some() && self.is_ours() {
             Ok(rustix::net::listen(&self.socket, MAX_WAITING_CONNECTIONS)?)
         } else {
             Ok(())
@@ -145,6 +182,7 @@ impl Listener {
     /// is about to end. Connections that wait already can still be accepted.
     pub fn close(&self) {
         if self.made.is_some()
+            && self.is_ours()
             && let Err(error) = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both)
         {
             log::debug!("event=shutdown-failed error=\"{error}\"");
@@ -154,6 +192,7 @@ impl Listener {
 
     fn remove_path(&self) {
         if let Some((path, inode)) = &self.made
+            && self.is_ours()
             && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.st_ino() == *inode)
             && let Err(error) = fs::remove_file(path)
         {

@@ -18,6 +18,7 @@ use rustix::net::{
 };
 use thiserror::Error;
 
+use crate::interrupt::Interrupt;
 use crate::limits::{HANDSHAKE_GRACE_MS, MAX_MESSAGE_FDS};
 use crate::message::{HEADER_BYTES, Header, MessageError};
 use crate::session::SessionError;
@@ -48,6 +49,10 @@ pub enum WireError {
     TooManyDescriptors,
     #[error("the process stops")]
     Stopping,
+    #[error("the process pauses")]
+    Pausing,
+    #[error("the front end stops amid a message while the process is replaced")]
+    Stalled,
     #[error(transparent)]
     Message(#[from] MessageError),
     #[error("request {request}: {error}")]
@@ -60,37 +65,47 @@ pub enum WireError {
 #[derive(Debug)]
 pub struct Wire<'a> {
     stream: UnixStream,
-    stop: BorrowedFd<'a>,
-    /// Since when a stop is put off for a handshake.
+    interrupt: &'a Interrupt,
+    /// Since when a stop or a pause is put off for the front end.
     put_off_since: Cell<Option<Instant>>,
 }
 
 impl<'a> Wire<'a> {
-    /// Takes over `stream`; `stop` is readable once the process is to stop.
+    /// Takes over `stream`; `interrupt` ends its waits.
     ///
     /// # Errors
     /// When the stream cannot be switched to non-blocking.
-    pub fn new(stream: UnixStream, stop: BorrowedFd<'a>) -> io::Result<Self> {
+    pub fn new(stream: UnixStream, interrupt: &'a Interrupt) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, stop, put_off_since: Cell::new(None) })
+        Ok(Self { stream, interrupt, put_off_since: Cell::new(None) })
     }
 
     /// Waits for the next message. Unless it may stop at once, the connection is given
-    /// [`HANDSHAKE_GRACE_MS`] more when the process stops.
+    /// [`HANDSHAKE_GRACE_MS`] more when the process stops. It pauses only between two messages; a front end that stops
+    /// amid one then has as long.
     ///
     /// # Errors
     /// See [`WireError`]; the connection is then of no more use.
     pub fn receive(&self, may_stop: bool) -> Result<Frame, WireError> {
-        if is_readable(self.stop) {
-            self.put_off_stop(may_stop)?;
+        if self.interrupt.is_stopping() {
+            self.put_off(may_stop)?;
+        } else {
+            self.put_off_since.set(None);
         }
         let mut fds = Vec::new();
         let mut header = [0; HEADER_BYTES];
+        self.wait_for_message(may_stop)?;
         self.fill(&mut header, &mut fds, WireError::Closed, may_stop)?;
         let header = Header::decode(header)?;
         let mut body = vec![0; header.body_bytes];
         self.fill(&mut body, &mut fds, WireError::Truncated, may_stop)?;
         Ok(Frame { header, body, fds })
+    }
+
+    /// The connection, to hand it to another process.
+    #[must_use]
+    pub fn stream(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
     /// Sends an answer, and a descriptor with it.
@@ -164,31 +179,52 @@ impl<'a> Wire<'a> {
         Ok(received.bytes)
     }
 
+    /// Waits where nothing of a message has come: the only place at which the process may pause.
+    fn wait_for_message(&self, may_stop: bool) -> Result<(), WireError> {
+        loop {
+            if self.interrupt.is_pausing() {
+                return Err(WireError::Pausing);
+            }
+            if is_readable(self.stream.as_fd()) {
+                return Ok(());
+            }
+            if self.interrupt.is_stopping() {
+                let left = self.put_off(may_stop)?;
+                sleep_until_readable(self.stream.as_fd(), left);
+            } else {
+                wait_readable(self.stream.as_fd(), self.interrupt)?;
+            }
+        }
+    }
+
+    /// Waits for the stream, or for what the interrupt tells.
     fn wait(&self, events: PollFlags, may_stop: bool) -> Result<(), WireError> {
-        let mut polled =
-            [PollFd::new(&self.stream, events), PollFd::from_borrowed_fd(self.stop, PollFlags::IN)];
+        let event = self.interrupt.event();
+        let mut polled = [PollFd::new(&self.stream, events), PollFd::from_borrowed_fd(event, PollFlags::IN)];
         match poll(&mut polled, None) {
             Err(Errno::INTR) => return Ok(()),
             other => other.map_err(io::Error::from)?,
         };
-        let [stream, stop] = polled.map(|p| !p.revents().is_empty());
-        if !stop {
+        let [stream, is_interrupted] = polled.map(|p| !p.revents().is_empty());
+        if !is_interrupted {
             return Ok(());
         }
-        let left = self.put_off_stop(may_stop)?;
+        let left = self.put_off(may_stop)?;
         if !stream {
-            sleep_until_readable(self.stream.as_fd(), left);
+            sleep_until_ready(self.stream.as_fd(), events, left);
         }
         Ok(())
     }
 
-    /// How long the connection may still go on although the process stops.
-    fn put_off_stop(&self, may_stop: bool) -> Result<Duration, WireError> {
+    /// How long the connection may still go on although the process stops or pauses.
+    fn put_off(&self, may_stop: bool) -> Result<Duration, WireError> {
         let since = self.put_off_since.get().unwrap_or_else(Instant::now);
         self.put_off_since.set(Some(since));
+        let is_stopping = self.interrupt.is_stopping();
         match Duration::from_millis(HANDSHAKE_GRACE_MS).checked_sub(since.elapsed()) {
-            Some(left) if !may_stop => Ok(left),
-            _ => Err(WireError::Stopping),
+            Some(left) if !(is_stopping && may_stop) => Ok(left),
+            _ if is_stopping => Err(WireError::Stopping),
+            _ => Err(WireError::Stalled),
         }
     }
 }
@@ -201,17 +237,22 @@ pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
 
 /// Whether `fd` became readable within `longest`.
 pub fn sleep_until_readable(fd: BorrowedFd<'_>, longest: Duration) -> bool {
-    let timeout = Timespec::try_from(longest).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&timeout)).is_ok_and(|count| count > 0)
+    sleep_until_ready(fd, PollFlags::IN, longest)
 }
 
-/// Waits until `fd` is readable; false when the process stops.
+fn sleep_until_ready(fd: BorrowedFd<'_>, events: PollFlags, longest: Duration) -> bool {
+    let timeout = Timespec::try_from(longest).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+    poll(&mut [PollFd::from_borrowed_fd(fd, events)], Some(&timeout)).is_ok_and(|count| count > 0)
+}
+
+/// Waits until `fd` is readable; false when the process stops or pauses.
 ///
 /// # Errors
 /// When the kernel refuses to wait.
-pub fn wait_readable(fd: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> io::Result<bool> {
+pub fn wait_readable(fd: BorrowedFd<'_>, interrupt: &Interrupt) -> io::Result<bool> {
+    let event = interrupt.event();
     let mut polled =
-        [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+        [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::from_borrowed_fd(event, PollFlags::IN)];
     while let Err(error) = poll(&mut polled, None) {
         if error != Errno::INTR {
             return Err(error.into());

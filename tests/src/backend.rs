@@ -126,6 +126,11 @@ impl Backend {
         self.dir.join(format!("{name}.sock"))
     }
 
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.proc.stderr()
+    }
+
     /// The process.
     pub fn proc(&mut self) -> &mut Proc {
         &mut self.proc

@@ -2,6 +2,8 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 
 /// The root of the repository.
 pub fn repository() -> PathBuf {
@@ -77,6 +79,34 @@ pub fn static_mount_binary() -> PathBuf {
 /// A static binary by its name; `build` is said where it is missing.
 pub fn static_binary(name: &str, variable: &str, build: &str) -> PathBuf {
     locate(variable, &[&format!("x86_64-unknown-linux-gnu/release/{name}")], build)
+}
+
+/// `tests/guest/exercise.rs` as a static binary; the compiler alone makes it, once for all tests of a program.
+pub fn exercise_binary() -> PathBuf {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    let make = || {
+        let exe = env::current_exe().unwrap();
+        let made = exe.with_file_name(format!("exercise-{}", std::process::id()));
+        let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let source = repository().join("tests/guest/exercise.rs");
+        let mut command = Command::new(compiler);
+        command.args([
+            "--edition",
+            "2024",
+            "-O",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "strip=symbols",
+            "-o",
+        ]);
+        assert!(command.arg(&made).arg(source).status().unwrap().success(), "exercise.rs does not compile");
+        // At one place, whichever program makes it.
+        let place = exe.with_file_name("exercise");
+        std::fs::rename(&made, &place).unwrap();
+        place
+    };
+    BINARY.get_or_init(make).clone()
 }
 
 fn locate(variable: &str, places: &[&str], build: &str) -> PathBuf {

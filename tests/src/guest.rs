@@ -48,8 +48,13 @@ impl GuestImage {
             args.extend(["--add".to_owned(), format!("{}:/bin/{name}", program.display())]);
         }
         args.extend(modules.iter().flat_map(|module| ["--module".to_owned(), (*module).to_owned()]));
+        Self::of(&args)
+    }
+
+    /// As the arguments of `make-initramfs.sh` say.
+    pub fn of(args: &[String]) -> Self {
         let kernel = script("get-kernel.sh", &[]).join("vmlinuz");
-        Self { kernel, initramfs: script("make-initramfs.sh", &args) }
+        Self { kernel, initramfs: script("make-initramfs.sh", args) }
     }
 
     /// With nothing else; made once for all tests of a program.
@@ -82,9 +87,15 @@ impl Guest {
     /// Waits until the guest has booted.
     #[track_caller]
     pub fn ready(mut self) -> Self {
+        self.wait_until_ready();
+        self
+    }
+
+    /// [`Guest::ready`] after a reboot.
+    #[track_caller]
+    pub fn wait_until_ready(&mut self) {
         let ready = format!("receiptdisk guest {} ready\n", self.name);
         self.text_until(&ready);
-        self
     }
 
     /// The QEMU process.

@@ -40,8 +40,8 @@ mod wait;
 
 pub use backend::{Backend, Serve};
 pub use bins::{
-    backend_binary, gateway_binary, receipt_binary, receipt_mount_binary, repository, static_binary,
-    static_gateway_binary, static_mount_binary, static_receipt_binary,
+    backend_binary, exercise_binary, gateway_binary, receipt_binary, receipt_mount_binary, repository,
+    static_binary, static_gateway_binary, static_mount_binary, static_receipt_binary,
 };
 pub use ctl::Ctl;
 pub use disk::{Scratch, pattern};

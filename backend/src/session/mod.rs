@@ -6,6 +6,7 @@
 //! 2. Memory is unmapped only after every ring that could use it has stopped.
 //! 3. When a session ends, all its rings have stopped.
 
+mod handover;
 mod rings;
 
 use std::io;
@@ -65,6 +66,8 @@ pub enum SessionError {
     Inflight(#[from] InflightError),
     #[error("the guest's worker has ended")]
     NoWorker,
+    #[error("what another process has told of it does not fit together")]
+    BadHandover,
 }
 
 /// What to answer.
@@ -106,6 +109,8 @@ pub struct Session {
     unrecovered: Vec<usize>,
     /// Size of the disk as the front end has read it, or was told to.
     known_capacity_bytes: Option<u64>,
+    /// Rings that ran before this session was given away.
+    paused: Vec<usize>,
 }
 
 impl Session {
@@ -126,6 +131,7 @@ impl Session {
             inflight: None,
             unrecovered: Vec::new(),
             known_capacity_bytes: None,
+            paused: Vec::new(),
         }
     }
 

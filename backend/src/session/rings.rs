@@ -18,11 +18,11 @@ use crate::worker::Mail;
 /// A ring as the front end has described it.
 #[derive(Default)]
 pub(super) struct RingSetup {
-    size: u16,
-    addresses: Option<VhostUserVringAddr>,
-    next_avail: u16,
-    kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
+    pub(super) size: u16,
+    pub(super) addresses: Option<VhostUserVringAddr>,
+    pub(super) next_avail: u16,
+    pub(super) kick: Option<OwnedFd>,
+    pub(super) call: Option<OwnedFd>,
     pub(super) enabled: bool,
     pub(super) running: bool,
 }
@@ -204,7 +204,11 @@ impl Session {
             return Ok((None, Recovered::default()));
         };
         let used_index = queue.next_used();
-        let (tracker, recovered) = region.recover(at, queue.size(), used_index)?;
+        let (tracker, mut recovered) = region.recover(at, queue.size(), used_index)?;
+        if self.shared.is_handing_over() {
+            // Two processes have this ring, and neither may touch the disk before one of them has gone.
+            recovered = recovered.all_waiting();
+        }
         let in_flight = u16::try_from(recovered.count()).map_err(|_| SessionError::BadRingAddress)?;
         queue.set_next_avail(used_index.wrapping_add(in_flight));
         if in_flight > 0 {

@@ -104,6 +104,11 @@ pub enum Mail {
         /// Told when it is so and the writes to them that were taken before have ended.
         reply: Sender<()>,
     },
+    /// Tell when no request of the guest is left here.
+    TellWhenIdle {
+        /// Told then.
+        reply: Sender<()>,
+    },
     /// A parked request may run.
     Granted(usize),
     /// A slow operation has ended.
@@ -164,6 +169,8 @@ pub struct Worker {
     seals: Arc<Seals>,
     /// Who waits for writes to ranges that are being sealed.
     sealings: Vec<Sealing>,
+    /// Told when `requests` is empty.
+    waiting_for_idle: Vec<Sender<()>>,
     write_through: bool,
     /// Aligned buffers that may still be made, those that are free, and requests that wait for one.
     unmade_buffers: usize,
@@ -221,6 +228,7 @@ impl Worker {
             waiting_for_writes: Vec::new(),
             seals,
             sealings: Vec::new(),
+            waiting_for_idle: Vec::new(),
             write_through: false,
             unmade_buffers: MAX_BOUNCE_BUFFERS,
             free_buffers: Vec::new(),
@@ -265,6 +273,10 @@ impl Worker {
             }
             self.reap_completions();
             self.settle();
+            if self.requests.is_empty() {
+                // Who does not wait any more has given up.
+                self.waiting_for_idle.drain(..).for_each(|reply| reply.send(()).unwrap_or(()));
+            }
         }
         assert!(self.requests.is_empty(), "a worker exits only after its rings have stopped");
         Ok(())
@@ -398,6 +410,7 @@ impl Worker {
                     }
                 }
                 Mail::SetSeals { seals, reply } => self.set_seals(seals, reply),
+                Mail::TellWhenIdle { reply } => self.waiting_for_idle.push(reply),
                 Mail::Granted(token) => self.run_admitted(token),
                 Mail::SlowDone { token, result } => self.finish_slow(token, &result),
                 Mail::Exit => self.exiting = true,

@@ -157,7 +157,7 @@ impl Worker {
     /// Whether another request may be taken.
     pub(super) fn has_room(&self) -> bool {
         self.held_until.is_none()
-            && !self.shared.recovery.is_holding()
+            && !self.shared.is_holding()
             && self.free_places() > 0
             && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
     }

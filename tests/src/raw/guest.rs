@@ -37,9 +37,15 @@ pub struct Setup {
     pub is_tracked: bool,
 }
 
+impl Setup {
+    /// One queue, and nothing that outlives the backend.
+    pub const USUAL: Self =
+        Self { queues: 1, size: 128, start: 0, features: USUAL_FEATURES, regions: 1, is_tracked: false };
+}
+
 impl Default for Setup {
     fn default() -> Self {
-        Self { queues: 1, size: 128, start: 0, features: USUAL_FEATURES, regions: 1, is_tracked: false }
+        Self::USUAL
     }
 }
 
