@@ -198,7 +198,7 @@ fn programs_in_the_front_guest_read_receipts_as_files() {
 #[test]
 fn guest_programs_are_small() {
     // That they need no libraries is shown by every guest here: there are none.
-    for (program, limit) in [(static_receipt_binary(), 5 << 19), (static_gateway_binary(), 12 << 20)] {
+    for (program, limit) in [(static_receipt_binary(), 2 << 20), (static_gateway_binary(), 12 << 20)] {
         let bytes = std::fs::metadata(&program).unwrap().len();
         assert!(bytes < limit, "{}: {bytes} bytes", program.display());
     }

@@ -50,7 +50,7 @@ impl<D: Device> Pages<'_, D> {
         for region in superblock.geometry.regions.iter().rev() {
             let home = superblock.geometry.home_page(region, hash.bucket);
             let mut lasts = Vec::new();
-            let mut found = search(&superblock.geometry, home, hash.tag, |page_no| {
+            let mut found = search(&superblock.geometry, home, hash.tag, &mut |page_no| {
                 let mut page = self.index_page(page_no)?;
                 lasts.push(!page.is_spilled);
                 page.is_spilled |= self.may_have_spilled(&page);

@@ -210,7 +210,7 @@ impl Control {
     ///
     /// # Errors
     /// A device error, or [`Error::Corrupt`].
-    pub fn read<D: Device>(device: &D, superblock: &Superblock) -> Result<Self> {
+    pub fn read(device: &dyn Device, superblock: &Superblock) -> Result<Self> {
         const _: () = assert!(PAGE_HEAD == PAGE_LEASE + 1, "lease and head are read together");
         let store_id = Some(superblock.store_id());
         let lease_id = PageId { store_id, page_no: PAGE_LEASE, kind: PageKind::Lease };

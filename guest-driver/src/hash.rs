@@ -36,10 +36,10 @@ pub fn hash_all<T>(datas: &[&[u8]], meanwhile: impl FnOnce() -> T) -> (Vec<DataH
     (whole.map(|(hash, data)| *hash.get_or_init(|| *blake3::hash(data).as_bytes())).collect(), answer)
 }
 
-/// Asked once: the answer takes several system calls.
+/// Whether this process may run on more than one processor. Asked once.
 fn has_several_processors() -> bool {
     static SEVERAL: OnceLock<bool> = OnceLock::new();
-    *SEVERAL.get_or_init(|| std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1))
+    *SEVERAL.get_or_init(|| rustix::thread::sched_getaffinity(None).is_ok_and(|set| set.count() > 1))
 }
 
 #[cfg(test)]

@@ -145,7 +145,7 @@ pub fn search(
     geometry: &Geometry,
     home_page: u64,
     tag: u64,
-    mut load: impl FnMut(u64) -> Result<(IndexPage, bool)>,
+    load: &mut dyn FnMut(u64) -> Result<(IndexPage, bool)>,
 ) -> Result<Found> {
     let mut found = Found::default();
     let mut page_no = home_page;

@@ -18,8 +18,8 @@ use crate::table::{self, SegmentState, TableEntry};
 use std::collections::HashSet;
 
 /// The Summary or Seal at a block, with its list.
-pub(crate) fn read_summary<D: Device>(
-    device: &D,
+pub(crate) fn read_summary(
+    device: &dyn Device,
     superblock: &Superblock,
     block: u64,
     prefix: &[u8],
@@ -44,15 +44,12 @@ pub(crate) fn read_summary<D: Device>(
 }
 
 /// Segments in use with their table entries.
-pub(crate) fn used_segments<D: Device>(
-    device: &D,
-    superblock: &Superblock,
-) -> Result<Vec<(u64, TableEntry)>> {
+pub(crate) fn used_segments(device: &dyn Device, superblock: &Superblock) -> Result<Vec<(u64, TableEntry)>> {
     Ok(table_segments(device, superblock)?.0)
 }
 
 /// Segments in use with their table entries, and whether a slot of the table is damaged.
-fn table_segments<D: Device>(device: &D, superblock: &Superblock) -> Result<(Vec<(u64, TableEntry)>, bool)> {
+fn table_segments(device: &dyn Device, superblock: &Superblock) -> Result<(Vec<(u64, TableEntry)>, bool)> {
     let geometry = &superblock.geometry;
     let mut used = Vec::new();
     let mut is_damaged = false;
@@ -77,8 +74,8 @@ fn table_segments<D: Device>(device: &D, superblock: &Superblock) -> Result<(Vec
 }
 
 /// Records from the last Summary before the head to the end of what is published, oldest first, and whether one is damaged.
-fn open_end<D: Device>(
-    device: &D,
+fn open_end(
+    device: &dyn Device,
     superblock: &Superblock,
     head: &Head,
     epoch: u32,
@@ -106,7 +103,7 @@ fn open_end<D: Device>(
 }
 
 /// Records with a path in the blocks `from..to` of a segment, oldest first, by their headers.
-fn walk<D: Device>(device: &D, superblock: &Superblock, from: u64, to: u64) -> Result<Vec<Header>> {
+fn walk(device: &dyn Device, superblock: &Superblock, from: u64, to: u64) -> Result<Vec<Header>> {
     let mut headers: Vec<Header> = Vec::new();
     let mut block = from;
     while block < to {
@@ -125,17 +122,17 @@ fn walk<D: Device>(device: &D, superblock: &Superblock, from: u64, to: u64) -> R
 }
 
 /// Hands out each path once.
-struct Newest<'a, F> {
+struct Newest<'a> {
     prefix: &'a [u8],
     replaced: HashSet<Vec<u8>>,
-    visit: F,
+    visit: &'a mut dyn FnMut(Locator) -> Result<()>,
     /// Something that lists paths is damaged.
     is_damaged: bool,
     /// Not only the newest receipts, but every one.
     is_history: bool,
 }
 
-impl<F: FnMut(Locator) -> Result<()>> Newest<'_, F> {
+impl Newest<'_> {
     fn see(&mut self, item: Item, generation: u32) -> Result<()> {
         let is_skipped = !self.is_history && self.replaced.contains(&item.path);
         if !item.path.starts_with(self.prefix) || is_skipped {
@@ -185,113 +182,99 @@ impl<D: Device> Reader<D> {
     ///
     /// # Errors
     /// A device error, or what `visit` returns.
-    pub fn list_to_head(&self, prefix: &str, visit: impl FnMut(Locator) -> Result<()>) -> Result<Listed> {
+    pub fn list_to_head(&self, prefix: &str, mut visit: impl FnMut(Locator) -> Result<()>) -> Result<Listed> {
         let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
-        let replaced = HashSet::new();
-        self.list_items(Newest { prefix, replaced, visit, is_damaged: false, is_history: false })
+        let (replaced, visit) = (HashSet::new(), &mut visit);
+        let newest = Newest { prefix, replaced, visit, is_damaged: false, is_history: false };
+        list_items(self.device(), &*self.superblock_now()?, newest)
     }
 
     /// Calls `visit` with the block of every record that stored a receipt under `path`, whatever became of it. Costs as much as a list.
     pub(crate) fn history(&self, path: &ReceiptPath, mut visit: impl FnMut(u64) -> Result<()>) -> Result<()> {
         let prefix = path.as_str().as_bytes();
-        let visit = |locator: Locator| if locator.path == *path { visit(locator.block) } else { Ok(()) };
-        let replaced = HashSet::new();
-        match self.list_items(Newest { prefix, replaced, visit, is_damaged: false, is_history: true })? {
+        let mut visit = |locator: Locator| if locator.path == *path { visit(locator.block) } else { Ok(()) };
+        let (replaced, visit) = (HashSet::new(), &mut visit);
+        let newest = Newest { prefix, replaced, visit, is_damaged: false, is_history: true };
+        match list_items(self.device(), &*self.superblock_now()?, newest)? {
             Listed { is_complete: true, .. } => Ok(()),
             _ => Err(missing_paths()),
         }
     }
-
-    fn list_items<F: FnMut(Locator) -> Result<()>>(&self, mut newest: Newest<'_, F>) -> Result<Listed> {
-        let superblock = &*self.superblock_now()?;
-        let device = self.device();
-        let geometry = &superblock.geometry;
-        let control = Control::read(device, superblock)?;
-        let replay = &control.head.replay;
-        let (open, is_end_damaged) = open_end(device, superblock, &control.head, control.head_page.epoch)?;
-        for header in open.iter().rev() {
-            if header.changes_index() {
-                newest.see(Item::of(header), header.generation)?;
-            }
-        }
-        let open_segment = geometry.segment_of(replay.block);
-        self.list_summaries(superblock, replay.summary_block, &mut newest)?;
-        let (used, is_table_damaged) = table_segments(device, superblock)?;
-        let mut sealed: Vec<(u64, TableEntry)> = used
-            .into_iter()
-            .filter(|(segment, entry)| {
-                *segment != open_segment && entry.seal_block != 0 && entry.first_seq <= replay.seq
-            })
-            .collect();
-        sealed.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.first_seq));
-        for (segment, entry) in sealed {
-            self.list_summaries(
-                superblock,
-                geometry.first_block(segment) + u64::from(entry.seal_block),
-                &mut newest,
-            )?;
-        }
-        let is_damaged = newest.is_damaged || is_end_damaged || is_table_damaged;
-        Ok(Listed { published_seq: control.head.published_seq, is_complete: !is_damaged })
-    }
-
-    /// The Summaries of one segment, from `block` backwards.
-    fn list_summaries<F: FnMut(Locator) -> Result<()>>(
-        &self,
-        superblock: &Superblock,
-        mut block: u64,
-        newest: &mut Newest<'_, F>,
-    ) -> Result<()> {
-        while block != 0 {
-            let summary = read_summary(self.device(), superblock, block, newest.prefix);
-            let Ok((header, descriptor, items)) = summary else {
-                return self.list_without_summary(superblock, block, newest, summary.err());
-            };
-            for item in items.into_iter().rev() {
-                newest.see(item, header.generation)?;
-            }
-            if descriptor.previous_block >= block {
-                return Err(Error::Corrupt(format!("Summary at block {block} links forward")));
-            }
-            block = descriptor.previous_block;
-        }
-        Ok(())
-    }
 }
 
-impl<D: Device> Reader<D> {
-    /// The records of a segment before `block`, where a Summary is damaged.
-    fn list_without_summary<F: FnMut(Locator) -> Result<()>>(
-        &self,
-        superblock: &Superblock,
-        block: u64,
-        newest: &mut Newest<'_, F>,
-        fault: Option<Error>,
-    ) -> Result<()> {
-        if let Some(error @ Error::Device(_)) = fault {
-            return Err(error);
-        }
-        let geometry = &superblock.geometry;
-        let segment = geometry.segment_of(block);
-        if self.table_entry(superblock, segment)?.state == SegmentState::Free {
-            return Ok(()); // retired since the table was read, and its receipts with it
-        }
-        newest.is_damaged = true;
-        let first = geometry.first_block(segment);
-        for header in walk(self.device(), superblock, first, block)?.iter().rev() {
+fn list_items(device: &dyn Device, superblock: &Superblock, mut newest: Newest<'_>) -> Result<Listed> {
+    let geometry = &superblock.geometry;
+    let control = Control::read(device, superblock)?;
+    let replay = &control.head.replay;
+    let (open, is_end_damaged) = open_end(device, superblock, &control.head, control.head_page.epoch)?;
+    for header in open.iter().rev() {
+        if header.changes_index() {
             newest.see(Item::of(header), header.generation)?;
         }
-        Ok(())
     }
+    let open_segment = geometry.segment_of(replay.block);
+    list_summaries(device, superblock, replay.summary_block, &mut newest)?;
+    let (used, is_table_damaged) = table_segments(device, superblock)?;
+    let mut sealed: Vec<(u64, TableEntry)> = used
+        .into_iter()
+        .filter(|(segment, entry)| {
+            *segment != open_segment && entry.seal_block != 0 && entry.first_seq <= replay.seq
+        })
+        .collect();
+    sealed.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.first_seq));
+    for (segment, entry) in sealed {
+        let seal_block = geometry.first_block(segment) + u64::from(entry.seal_block);
+        list_summaries(device, superblock, seal_block, &mut newest)?;
+    }
+    let is_damaged = newest.is_damaged || is_end_damaged || is_table_damaged;
+    Ok(Listed { published_seq: control.head.published_seq, is_complete: !is_damaged })
 }
 
-impl<D: Device> Reader<D> {
-    /// What the table says of a segment now: one device read.
-    pub(crate) fn table_entry(&self, superblock: &Superblock, segment: u64) -> Result<TableEntry> {
-        let (page_no, position) = superblock.geometry.table_slot(segment);
-        let id = PageId { store_id: Some(superblock.store_id()), page_no, kind: PageKind::Table };
-        table::entry(&read_page(self.device(), id)?.0, position)
+/// The Summaries of one segment, from `block` backwards.
+fn list_summaries(
+    device: &dyn Device,
+    superblock: &Superblock,
+    mut block: u64,
+    newest: &mut Newest<'_>,
+) -> Result<()> {
+    while block != 0 {
+        let summary = read_summary(device, superblock, block, newest.prefix);
+        let Ok((header, descriptor, items)) = summary else {
+            return list_without_summary(device, superblock, block, newest, summary.err());
+        };
+        for item in items.into_iter().rev() {
+            newest.see(item, header.generation)?;
+        }
+        if descriptor.previous_block >= block {
+            return Err(Error::Corrupt(format!("Summary at block {block} links forward")));
+        }
+        block = descriptor.previous_block;
     }
+    Ok(())
+}
+
+/// The records of a segment before `block`, where a Summary is damaged.
+fn list_without_summary(
+    device: &dyn Device,
+    superblock: &Superblock,
+    block: u64,
+    newest: &mut Newest<'_>,
+    fault: Option<Error>,
+) -> Result<()> {
+    if let Some(error @ Error::Device(_)) = fault {
+        return Err(error);
+    }
+    let geometry = &superblock.geometry;
+    let segment = geometry.segment_of(block);
+    if table::read_entry(device, superblock, segment)?.state == SegmentState::Free {
+        return Ok(()); // retired since the table was read, and its receipts with it
+    }
+    newest.is_damaged = true;
+    let first = geometry.first_block(segment);
+    for header in walk(device, superblock, first, block)?.iter().rev() {
+        newest.see(Item::of(header), header.generation)?;
+    }
+    Ok(())
 }
 
 fn missing_paths() -> Error {

@@ -61,14 +61,14 @@ impl Locator {
     ///
     /// # Errors
     /// A device error other than an address beyond the end, or [`Error::CorruptReceipt`].
-    pub fn read<D: Device>(&self, device: &D, superblock: &Superblock) -> Result<Option<Receipt>> {
+    pub fn read(&self, device: &dyn Device, superblock: &Superblock) -> Result<Option<Receipt>> {
         self.read_with(device, superblock, &Arc::default())
     }
 
     /// As [`Locator::read`], with memory of `spares`.
-    pub(crate) fn read_with<D: Device>(
+    pub(crate) fn read_with(
         &self,
-        device: &D,
+        device: &dyn Device,
         superblock: &Superblock,
         spares: &Arc<Spares>,
     ) -> Result<Option<Receipt>> {

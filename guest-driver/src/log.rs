@@ -88,8 +88,8 @@ pub fn seal_link(header: &Header, geometry: &Geometry) -> Option<(u64, u32)> {
 ///
 /// # Errors
 /// A device error. Bytes that are no header are `Ok(Err(fault))`.
-pub fn read_header<D: Device>(
-    device: &D,
+pub fn read_header(
+    device: &dyn Device,
     superblock: &Superblock,
     block: u64,
 ) -> Result<std::result::Result<(Header, [u8; 32]), RecordFault>> {
@@ -105,7 +105,7 @@ pub fn read_header<D: Device>(
 ///
 /// # Errors
 /// A device error.
-pub fn read_blocks<D: Device>(device: &D, block: u64, blocks: u32) -> Result<AlignedBuf> {
+pub fn read_blocks(device: &dyn Device, block: u64, blocks: u32) -> Result<AlignedBuf> {
     read_blocks_into(device, block, blocks, AlignedBuf::default())
 }
 
@@ -113,12 +113,7 @@ pub fn read_blocks<D: Device>(device: &D, block: u64, blocks: u32) -> Result<Ali
 ///
 /// # Errors
 /// A device error.
-pub fn read_blocks_into<D: Device>(
-    device: &D,
-    block: u64,
-    blocks: u32,
-    buf: AlignedBuf,
-) -> Result<AlignedBuf> {
+pub fn read_blocks_into(device: &dyn Device, block: u64, blocks: u32, buf: AlignedBuf) -> Result<AlignedBuf> {
     let count = usize::try_from(blocks).map_err(|_| Error::Corrupt("record size".to_owned()))?;
     let mut buf = buf.resized(count);
     device.read(block_offset(block), buf.as_mut_slice())?;
@@ -235,8 +230,8 @@ pub fn data_bytes_max(geometry: &Geometry) -> u64 {
 ///
 /// # Errors
 /// A device error, or [`Error::Corrupt`] when the records do not lead to `position`.
-pub fn load_tail<D: Device>(
-    device: &D,
+pub fn load_tail(
+    device: &dyn Device,
     superblock: &Superblock,
     position: &LogPosition,
     epoch: u32,

@@ -168,7 +168,7 @@ pub fn encode_slot(store_id: u64, page_no: u64, kind: PageKind, page: &Page) -> 
 ///
 /// # Errors
 /// A device error, or [`Error::Corrupt`] when the page keeps changing.
-pub fn read_page<D: Device>(device: &D, id: PageId) -> Result<(Page, u64)> {
+pub fn read_page(device: &dyn Device, id: PageId) -> Result<(Page, u64)> {
     let mut buf = AlignedBuf::zeroed(2);
     let mut previous: Option<AlignedBuf> = None;
     for _ in 0..PAGE_READS_MAX {

@@ -253,7 +253,7 @@ impl Retention {
     ///
     /// # Errors
     /// A device error or [`Error::Corrupt`].
-    pub fn read<D: Device>(device: &D, superblock: &Superblock) -> Result<Self> {
+    pub fn read(device: &dyn Device, superblock: &Superblock) -> Result<Self> {
         Self::load(superblock, |page_no, kind| {
             let (page, _) =
                 read_page(device, PageId { store_id: Some(superblock.store_id()), page_no, kind })?;

@@ -16,7 +16,7 @@ use crate::record::{FLAG_MOVED, Header, Kind, RecordFault};
 use crate::rules::Rule;
 use crate::spares::Spares;
 use crate::superblock::Superblock;
-use crate::table::SegmentState;
+use crate::table;
 use crate::window::Window;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -227,8 +227,7 @@ impl<D: Device> Reader<D> {
 
     /// Whether the segment of a block holds only records younger than `seq`, or none.
     pub(crate) fn is_retired(&self, superblock: &Superblock, block: u64, seq: u64) -> Result<bool> {
-        let entry = self.table_entry(superblock, superblock.geometry.segment_of(block))?;
-        Ok(entry.state == SegmentState::Free || entry.first_seq > seq)
+        table::is_retired(&self.device, superblock, block, seq)
     }
 
     /// Reads by locator with one device read, and one for the superblock when cold; one that does not fit any more falls back to its
@@ -330,7 +329,7 @@ impl<D: Device> Reader<D> {
         for region in geometry.regions.iter().rev() {
             let home = geometry.home_page(region, hash.bucket);
             let mut is_lost = false;
-            let found = search(geometry, home, hash.tag, |page_no| {
+            let found = search(geometry, home, hash.tag, &mut |page_no| {
                 let (index, page) = self.read_index_page(superblock, page_no)?;
                 is_lost |= page.is_lost;
                 Ok((index, page.is_damaged))

@@ -203,8 +203,8 @@ fn cursor_at(control: &Control) -> Cursor {
 ///
 /// # Errors
 /// A device error, or a record of a kind that this program does not know.
-fn next_header<D: Device>(
-    device: &D,
+fn next_header(
+    device: &dyn Device,
     superblock: &Superblock,
     cursor: &Cursor,
 ) -> Result<Option<(Header, [u8; 32])>> {
@@ -240,8 +240,8 @@ fn newest_seq(kind: PageKind, page: &Page, page_no: u64, superblock: &Superblock
 /// sequence beyond the next one, proves that durable records are damaged. Searched as far as one commit reaches.
 ///
 /// What an older store left on the disk is no proof: its epochs are not between the last one of the log and this opening.
-fn later_batch<D: Device>(
-    device: &D,
+fn later_batch(
+    device: &dyn Device,
     superblock: &Superblock,
     tail: &Tail,
     end_epoch: u32,
@@ -273,8 +273,8 @@ fn later_batch<D: Device>(
 
 /// The lease of the next epoch. Where a slot is damaged, no record carries the epoch that was being written, so the newest
 /// epoch in head and log counts.
-fn new_lease<D: Device>(
-    device: &D,
+fn new_lease(
+    device: &dyn Device,
     superblock: &Superblock,
     control: &Control,
     options: &WriterOptions,

@@ -161,8 +161,8 @@ pub fn join_ranges(mut ranges: Vec<Range>) -> Vec<Range> {
 ///
 /// # Errors
 /// A device error, or what `visit` returns.
-pub fn walk_segment<D: Device>(
-    device: &D,
+pub fn walk_segment(
+    device: &dyn Device,
     superblock: &Superblock,
     segment: u64,
     generation: u32,
@@ -221,7 +221,7 @@ impl<D: Device> Pages<'_, D> {
 }
 
 /// Gives the room of a retired segment back to the host; nothing relies on what is read there afterwards.
-pub(crate) fn discard<D: Device>(device: &D, geometry: &Geometry, segment: u64) {
+pub(crate) fn discard(device: &dyn Device, geometry: &Geometry, segment: u64) {
     let bytes = geometry.blocks_per_segment() * BLOCK_BYTES;
     // A disk that cannot is no error: the segment is written over some day.
     let _ = device.discard(block_offset(geometry.first_block(segment)), bytes);
@@ -230,7 +230,7 @@ pub(crate) fn discard<D: Device>(device: &D, geometry: &Geometry, segment: u64) 
 /// Zeroes the data of the record that an Erase names, if it is still there. Header and path stay. True when there was something to zero.
 ///
 /// The first block is written again with the same header: a write that tears at 512 bytes leaves it whole, because those bytes are equal.
-pub(crate) fn zero_data<D: Device>(device: &D, superblock: &Superblock, erase: &Header) -> Result<bool> {
+pub(crate) fn zero_data(device: &dyn Device, superblock: &Superblock, erase: &Header) -> Result<bool> {
     let (block, seq) = (erase.previous_version_block, erase.previous_version_seq);
     if !superblock.geometry.holds_record(block, 1) {
         return Err(Error::Corrupt(format!("Erase at block {}: out of bounds", erase.block)));
@@ -252,7 +252,7 @@ pub(crate) fn zero_data<D: Device>(device: &D, superblock: &Superblock, erase: &
 }
 
 /// Whether the data of a record is all zeroes and not by its nature: it was erased, or a disk has lost it.
-pub(crate) fn is_zeroed<D: Device>(device: &D, header: &Header) -> Result<bool> {
+pub(crate) fn is_zeroed(device: &dyn Device, header: &Header) -> Result<bool> {
     let buf = crate::log::read_blocks(device, header.block, header.blocks)?;
     Ok(header.data(buf.as_slice()).is_err() && is_all_zero(header, buf.as_slice()))
 }

@@ -175,7 +175,7 @@ impl Superblock {
     ///
     /// # Errors
     /// [`Error::NoStore`], a newer format, unknown features, a geometry that does not fit, or a device error.
-    pub fn read<D: Device>(device: &D, name: &str) -> Result<Self> {
+    pub fn read(device: &dyn Device, name: &str) -> Result<Self> {
         let mut first_error = None;
         if device.size_bytes() >= PAGE_BYTES {
             match Self::read_at(device, PAGE_SUPERBLOCK) {
@@ -203,7 +203,7 @@ impl Superblock {
         Err(first_error.unwrap_or_else(|| Error::NoStore { name: name.to_owned() }))
     }
 
-    fn read_at<D: Device>(device: &D, page_no: u64) -> Result<Option<Self>> {
+    fn read_at(device: &dyn Device, page_no: u64) -> Result<Option<Self>> {
         let (page, store_id) =
             read_page(device, PageId { store_id: None, page_no, kind: PageKind::Superblock })?;
         if page.version == 0 && page.is_damaged {

@@ -3,9 +3,11 @@
 //! Invariants: `generation` grows by one each time a segment is opened and is never 0 in use; `live` is a hint (pages of one commit
 //! land in any order); `applied_seq` of a page is the last record whose effect it shows, so replay skips what is not newer.
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{SLOT_BODY_BYTES, TABLE_ENTRIES_PER_PAGE};
-use crate::page::Page;
+use crate::page::{Page, PageId, PageKind, read_page};
+use crate::superblock::Superblock;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -88,6 +90,25 @@ pub fn entry(page: &Page, position: usize) -> Result<TableEntry> {
         first_seq: raw.first_seq.get(),
         seal_block: raw.seal_block.get(),
     })
+}
+
+/// What the table on the disk says of a segment now: one device read.
+///
+/// # Errors
+/// A device error, or as [`entry`].
+pub(crate) fn read_entry(device: &dyn Device, superblock: &Superblock, segment: u64) -> Result<TableEntry> {
+    let (page_no, position) = superblock.geometry.table_slot(segment);
+    let id = PageId { store_id: Some(superblock.store_id()), page_no, kind: PageKind::Table };
+    entry(&read_page(device, id)?.0, position)
+}
+
+/// Whether the segment of a block holds only records younger than `seq`, or none.
+///
+/// # Errors
+/// As [`read_entry`].
+pub(crate) fn is_retired(device: &dyn Device, superblock: &Superblock, block: u64, seq: u64) -> Result<bool> {
+    let entry = read_entry(device, superblock, superblock.geometry.segment_of(block))?;
+    Ok(entry.state == SegmentState::Free || entry.first_seq > seq)
 }
 
 /// Writes one entry of a table page.

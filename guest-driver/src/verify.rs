@@ -25,7 +25,7 @@ use crate::record::{Header, Kind, RecordFault};
 use crate::retire::is_all_zero;
 use crate::summary::Item;
 use crate::superblock::Superblock;
-use crate::table::{SegmentState, TableEntry};
+use crate::table::{SegmentState, TableEntry, is_retired, read_entry};
 use crate::verify_life::{Gap, Life};
 use lists::Stretch;
 use std::collections::HashMap;
@@ -69,8 +69,8 @@ pub enum Step {
 /// A record as a Summary knows it, for one whose header is gone; `None` = the Summary itself.
 type Known = HashMap<u64, Option<Item>>;
 
-struct Check<'a, D> {
-    reader: &'a Reader<D>,
+struct Check<'a> {
+    device: &'a dyn Device,
     superblock: &'a Superblock,
     control: Control,
     end_seq: u64,
@@ -122,10 +122,19 @@ pub fn check<D: Device>(
     progress: &mut dyn FnMut(Step),
     report: &mut dyn FnMut(Finding) -> Result<()>,
 ) -> Result<(Totals, Plan)> {
-    let superblock = &*reader.superblock_now()?;
-    let control = Control::read(reader.device(), superblock)?;
+    check_device(reader.device(), &*reader.superblock_now()?, end_seq, progress, report)
+}
+
+fn check_device(
+    device: &dyn Device,
+    superblock: &Superblock,
+    end_seq: Option<u64>,
+    progress: &mut dyn FnMut(Step),
+    report: &mut dyn FnMut(Finding) -> Result<()>,
+) -> Result<(Totals, Plan)> {
+    let control = Control::read(device, superblock)?;
     let mut check = Check {
-        reader,
+        device,
         superblock,
         end_seq: end_seq.unwrap_or(control.head.published_seq),
         control,
@@ -147,7 +156,7 @@ pub fn check<D: Device>(
     Ok((check.totals, check.plan))
 }
 
-impl<D: Device> Check<'_, D> {
+impl Check<'_> {
     fn found(&mut self, path: Option<&[u8]>, place: &str, fact: &str) -> Result<()> {
         let path = path.map(|path| String::from_utf8_lossy(path).into_owned());
         self.pending.push(Finding { path, place: place.to_owned(), fact: fact.to_owned() });
@@ -223,13 +232,13 @@ impl<D: Device> Check<'_, D> {
         if !segment.is_in_table || !self.superblock.has_life {
             return Ok(false);
         }
-        let now = self.reader.table_entry(self.superblock, segment.number)?;
+        let now = read_entry(self.device, self.superblock, segment.number)?;
         Ok(now.generation != segment.entry.generation || now.state == SegmentState::Free)
     }
 
     fn note_gap(&mut self, segment: &LogSegment, walk: &mut Walk) -> Result<()> {
         let first_block = self.superblock.geometry.first_block(segment.number);
-        let next = read_header(self.reader.device(), self.superblock, first_block)?.ok();
+        let next = read_header(self.device, self.superblock, first_block)?.ok();
         self.life.gaps.push(Gap {
             first_seq: walk.seq + 1,
             last_seq: segment.first_seq - 1,
@@ -266,13 +275,13 @@ impl<D: Device> Check<'_, D> {
             let mut cursor = Cursor::behind(last, hash, geometry);
             while (!self.missing.is_empty() || self.life.is_open()) && geometry.holds_record(cursor.block, 1)
             {
-                match read_header(self.reader.device(), self.superblock, cursor.block)? {
+                match read_header(self.device, self.superblock, cursor.block)? {
                     Ok((header, hash)) if cursor.accepts(&header, geometry) => {
                         if header.changes_index() {
                             self.missing.remove(&self.superblock.path_hash(&header.meta));
                         }
                         if header.kind.is_of_life() {
-                            let buf = read_blocks(self.reader.device(), header.block, header.blocks)?;
+                            let buf = read_blocks(self.device, header.block, header.blocks)?;
                             let data = header.data(buf.as_slice()).unwrap_or_default();
                             self.life.prove(self.superblock, &header, data);
                         }
@@ -297,7 +306,7 @@ impl<D: Device> Check<'_, D> {
         let mut missing: Vec<(PathHash, Entry)> = std::mem::take(&mut self.missing).into_iter().collect();
         missing.sort_by_key(|(_, entry)| entry.seq);
         for (_, Entry { block, seq, .. }) in &missing {
-            let header = read_header(self.reader.device(), self.superblock, *block)?.ok();
+            let header = read_header(self.device, self.superblock, *block)?.ok();
             let path = header.map(|(header, _)| header.meta).or_else(|| self.plan.names.get(seq).cloned());
             self.found(path.as_deref(), &format!("block {block}"), "the index does not know it")?;
         }
@@ -314,7 +323,7 @@ impl<D: Device> Check<'_, D> {
         let mut newest_issue_day = 0;
         while walk.block < end && walk.seq < self.end_seq {
             let block = walk.block;
-            let fault = match read_header(self.reader.device(), self.superblock, block)? {
+            let fault = match read_header(self.device, self.superblock, block)? {
                 Ok((header, hash))
                     if header.generation == segment.generation
                         && header.seq > walk.seq
@@ -398,7 +407,7 @@ impl<D: Device> Check<'_, D> {
         if walk.prev_hash.is_some_and(|hash| hash != header.prev_hash) {
             self.found(path, &place, "the chain is broken: hash of the record before")?;
         }
-        let buf = read_blocks(self.reader.device(), header.block, header.blocks)?;
+        let buf = read_blocks(self.device, header.block, header.blocks)?;
         match header.data(buf.as_slice()) {
             Ok(data) => {
                 self.totals.data_bytes += data.len() as u64;
@@ -435,10 +444,10 @@ impl<D: Device> Check<'_, D> {
         if !self.superblock.geometry.holds_record(block, 1) {
             return self.found(Some(&erase.meta), &format!("block {}", erase.block), "erases nothing");
         }
-        if let Ok((target, _)) = read_header(self.reader.device(), self.superblock, block)?
+        if let Ok((target, _)) = read_header(self.device, self.superblock, block)?
             && target.seq == erase.previous_version_seq
-            && !self.reader.is_retired(self.superblock, block, target.seq)?
-            && !is_all_zero(&target, read_blocks(self.reader.device(), block, target.blocks)?.as_slice())
+            && !is_retired(self.device, self.superblock, block, target.seq)?
+            && !is_all_zero(&target, read_blocks(self.device, block, target.blocks)?.as_slice())
         {
             let fact = format!("erased by sequence {}, but its data is still there", erase.seq);
             return self.found(Some(&erase.meta), &format!("block {block}"), &fact);
@@ -460,12 +469,11 @@ impl<D: Device> Check<'_, D> {
         };
         while block != 0 {
             known.insert(block, None);
-            let (header, descriptor, items) =
-                match read_summary(self.reader.device(), self.superblock, block, b"") {
-                    Ok(summary) => summary,
-                    Err(Error::Corrupt(_)) => break,
-                    Err(error) => return Err(error),
-                };
+            let (header, descriptor, items) = match read_summary(self.device, self.superblock, block, b"") {
+                Ok(summary) => summary,
+                Err(Error::Corrupt(_)) => break,
+                Err(error) => return Err(error),
+            };
             if header.generation != segment.generation {
                 break;
             }
@@ -482,7 +490,7 @@ impl<D: Device> Check<'_, D> {
 
     /// The path in a damaged header, if the index confirms it.
     fn guess_path(&self, block: u64) -> Result<Option<String>> {
-        let buf = read_blocks(self.reader.device(), block, 1)?;
+        let buf = read_blocks(self.device, block, 1)?;
         let bytes = buf.as_slice();
         let start = crate::record::HEADER_BYTES;
         for len in 1..=crate::layout::PATH_BYTES_MAX {
@@ -507,7 +515,7 @@ impl<D: Device> Check<'_, D> {
 
     fn next_record(&self, from: u64, end: u64, generation: u32, seq: u64) -> Result<u64> {
         for block in from..end {
-            if let Ok((header, _)) = read_header(self.reader.device(), self.superblock, block)?
+            if let Ok((header, _)) = read_header(self.device, self.superblock, block)?
                 && header.generation == generation
                 && header.seq > seq
             {

@@ -30,12 +30,7 @@ impl Window {
     ///
     /// # Errors
     /// A device error, or [`Error::Corrupt`] when the window is longer than the format allows.
-    pub fn extend<D: Device>(
-        &mut self,
-        device: &D,
-        superblock: &Superblock,
-        control: &Control,
-    ) -> Result<()> {
+    pub fn extend(&mut self, device: &dyn Device, superblock: &Superblock, control: &Control) -> Result<()> {
         let head = Some((control.head_page.version, control.head_page.epoch));
         let mut cursor = match self.cursor.take() {
             Some(cursor) if self.head == head => cursor,
@@ -100,7 +95,7 @@ impl Window {
 }
 
 /// What the head publishes is in the window, unless the head has changed meanwhile or a record is damaged.
-fn check_end<D: Device>(device: &D, superblock: &Superblock, control: &Control, end_seq: u64) -> Result<()> {
+fn check_end(device: &dyn Device, superblock: &Superblock, control: &Control, end_seq: u64) -> Result<()> {
     let published_seq = control.head.published_seq;
     if end_seq >= published_seq
         || Control::read(device, superblock)?.head_page.version != control.head_page.version

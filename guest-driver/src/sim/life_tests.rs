@@ -837,8 +837,8 @@ pub(super) fn a_repair_of_the_segment_table_brings_nothing_back() {
     let superblock = Reader::new(sim.reader(), "sim").superblock().unwrap();
     for segment in freed {
         // Only what nobody has written over since.
-        let is_free = |r: &Reader<super::SimReader>| r.table_entry(&superblock, segment).unwrap().state;
-        if is_free(&Reader::new(sim.reader(), "sim")) == crate::table::SegmentState::Free {
+        let entry = crate::table::read_entry(&device, &superblock, segment).unwrap();
+        if entry.state == crate::table::SegmentState::Free {
             let start = usize::try_from(segment * superblock.geometry.segment_bytes).unwrap();
             device.write(start as u64, &before[start..start + (256 << 10)]).unwrap();
         }

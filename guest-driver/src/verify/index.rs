@@ -2,21 +2,20 @@
 
 use super::{Check, Step};
 use crate::control::Control;
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::index::{Entry, Found, IndexPage, search};
 use crate::log::read_header;
 use crate::page::{PageId, PageKind, read_page};
 use crate::path::PathHash;
 use crate::record::Kind;
-use crate::table::SegmentState;
+use crate::table::{self, SegmentState};
 
-impl<D: Device> Check<'_, D> {
+impl Check<'_> {
     /// One index page and whether a slot of it is damaged. Of a page that cannot be read nothing is known, also not whether it was full
     /// once: the search goes on behind it.
     fn load(&self, page_no: u64) -> Result<(IndexPage, bool)> {
         let id = PageId { store_id: Some(self.superblock.store_id()), page_no, kind: PageKind::Index };
-        let (page, _) = read_page(self.reader.device(), id)?;
+        let (page, _) = read_page(self.device, id)?;
         let mut index = match IndexPage::decode(&page, page_no, &self.superblock.geometry) {
             Ok(index) if !page.is_lost => index,
             Ok(_) | Err(Error::Corrupt(_)) => return Ok((IndexPage::unknown(), true)),
@@ -31,7 +30,7 @@ impl<D: Device> Check<'_, D> {
         let mut all = Found::default();
         for region in geometry.regions.iter().rev() {
             let home = geometry.home_page(region, hash.bucket);
-            let found = search(geometry, home, hash.tag, |page_no| self.load(page_no))?;
+            let found = search(geometry, home, hash.tag, &mut |page_no| self.load(page_no))?;
             all.entries.extend(found.entries);
             all.pages.extend(found.pages);
             all.is_damaged |= found.is_damaged;
@@ -99,7 +98,7 @@ impl<D: Device> Check<'_, D> {
         if self.is_retired(entry) {
             return self.check_entry_of_the_past(page_no, entry);
         }
-        let Ok((header, _)) = read_header(self.reader.device(), self.superblock, entry.block)? else {
+        let Ok((header, _)) = read_header(self.device, self.superblock, entry.block)? else {
             return Ok(());
         };
         let is_named = header.kind == Kind::Put
@@ -139,7 +138,7 @@ impl<D: Device> Check<'_, D> {
     /// An entry of a segment that was retired; one that is being retired may still lose it.
     fn check_entry_of_the_past(&mut self, page_no: u64, entry: &Entry) -> Result<()> {
         let segment = self.superblock.geometry.segment_of(entry.block);
-        let table = self.reader.table_entry(self.superblock, segment)?;
+        let table = table::read_entry(self.device, self.superblock, segment)?;
         let is_new = table.state != SegmentState::Free && table.generation == entry.generation;
         if is_new || !self.load(page_no)?.0.entries.contains(entry) {
             return Ok(());
@@ -151,7 +150,7 @@ impl<D: Device> Check<'_, D> {
 
     /// An entry behind the end of the log is of a commit that runs, or the log has lost its end.
     fn check_is_written_since(&mut self, page_no: u64, entry: &Entry) -> Result<()> {
-        let now = Control::read(self.reader.device(), self.superblock)?;
+        let now = Control::read(self.device, self.superblock)?;
         if entry.seq <= now.head.published_seq || !now.is_closed() {
             return Ok(());
         }
@@ -161,7 +160,7 @@ impl<D: Device> Check<'_, D> {
 
     /// Whether an entry names a record of this path.
     fn is_of(&self, entry: &Entry, path: &[u8]) -> Result<bool> {
-        let parsed = read_header(self.reader.device(), self.superblock, entry.block)?;
+        let parsed = read_header(self.device, self.superblock, entry.block)?;
         Ok(parsed.is_ok_and(|(header, _)| header.seq == entry.seq && header.meta == path))
     }
 }

@@ -1,7 +1,6 @@
 //! Summaries and Seals list what is there.
 
 use super::Check;
-use crate::device::Device;
 use crate::error::Result;
 use crate::record::Header;
 use crate::summary::{Descriptor, Item, decode_items};
@@ -35,7 +34,7 @@ impl Stretch {
     }
 }
 
-impl<D: Device> Check<'_, D> {
+impl Check<'_> {
     /// Checks the list of a Summary or Seal against the records before it.
     pub(super) fn check_list(&mut self, header: &Header, data: &[u8], stretch: &mut Stretch) -> Result<()> {
         if header.kind.is_list() {

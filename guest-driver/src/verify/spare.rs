@@ -1,13 +1,12 @@
 //! What is kept twice: superblocks, and the slots of lease and head.
 
 use super::Check;
-use crate::device::Device;
 use crate::error::Result;
 use crate::layout::PAGE_SUPERBLOCK;
 use crate::page::{Page, PageId, PageKind, read_page};
 use crate::superblock::Superblock;
 
-impl<D: Device> Check<'_, D> {
+impl Check<'_> {
     /// Both superblocks say the same. Where both are whole but differ, nothing tells which one is right.
     pub(super) fn check_superblocks(&mut self) -> Result<()> {
         let page_nos = [PAGE_SUPERBLOCK, self.superblock.geometry.superblock_copy_page()];
@@ -15,7 +14,7 @@ impl<D: Device> Check<'_, D> {
         for page_no in page_nos {
             let id =
                 PageId { store_id: Some(self.superblock.store_id()), page_no, kind: PageKind::Superblock };
-            pages.push(read_page(self.reader.device(), id)?.0);
+            pages.push(read_page(self.device, id)?.0);
         }
         let is_there = |page: &Page| page.version > 0;
         let is_same = pages.iter().filter(|page| is_there(page)).all(|page| page.body == pages_body(&pages));
@@ -35,7 +34,7 @@ impl<D: Device> Check<'_, D> {
 
     /// A crash came between the copy and the superblock: nothing needs what the copy says yet.
     fn is_half_written(&self, pages: &[Page]) -> bool {
-        let size_bytes = self.reader.device().size_bytes();
+        let size_bytes = self.device.size_bytes();
         let decoded: Vec<Superblock> =
             pages.iter().filter_map(|page| Superblock::decode(&page.body, size_bytes).ok()).collect();
         matches!(decoded.as_slice(), [first, copy] if copy.follows(first))

@@ -1,7 +1,6 @@
 //! The segment table and the log say the same.
 
 use super::{Check, Walk};
-use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
 use crate::log::{read_blocks, read_header, seal_link};
@@ -23,7 +22,7 @@ pub(super) struct LogSegment {
     pub(super) is_in_table: bool,
 }
 
-impl<D: Device> Check<'_, D> {
+impl Check<'_> {
     /// The segments that the table knows, and those that it calls free although they hold records of a later life than it knows; in
     /// the order of their sequences. One read a page of the table and one a segment.
     pub(super) fn segments(&mut self) -> Result<Vec<LogSegment>> {
@@ -34,8 +33,7 @@ impl<D: Device> Check<'_, D> {
             if !geometry.is_data_segment(number) {
                 continue;
             }
-            let first =
-                read_header(self.reader.device(), self.superblock, geometry.first_block(number))?.ok();
+            let first = read_header(self.device, self.superblock, geometry.first_block(number))?.ok();
             let first = first.map(|(header, _)| (header.seq, header.generation));
             let is_in_table = entry.state != SegmentState::Free;
             match first {
@@ -65,7 +63,7 @@ impl<D: Device> Check<'_, D> {
         for number in 0..geometry.segment_count.div_ceil(TABLE_ENTRIES_PER_PAGE) {
             let page_no = PAGE_TABLE + number;
             let id = PageId { store_id: Some(self.superblock.store_id()), page_no, kind: PageKind::Table };
-            let (page, _) = read_page(self.reader.device(), id)?;
+            let (page, _) = read_page(self.device, id)?;
             self.plan.newest_seq = self.plan.newest_seq.max(table::applied_seq(&page));
             let place = format!("segment table page {page_no}");
             if page.is_damaged {
@@ -93,7 +91,7 @@ impl<D: Device> Check<'_, D> {
     pub(super) fn is_next(&mut self, segment: &LogSegment, walk: &Walk, open_first_seq: u64) -> Result<bool> {
         let block = self.superblock.geometry.first_block(segment.number);
         let place = format!("segment {}", segment.number);
-        let Ok((header, _)) = read_header(self.reader.device(), self.superblock, block)? else {
+        let Ok((header, _)) = read_header(self.device, self.superblock, block)? else {
             return Ok(false);
         };
         if self.life.has_retired(segment.number, segment.generation) && Rule::RetireIsRead.holds() {
@@ -125,7 +123,7 @@ impl<D: Device> Check<'_, D> {
 
     /// Where the table may have lost what was written, the Retire records are read first: what they name is never taken back. Reads all headers.
     pub(super) fn collect_retirements(&mut self) -> Result<()> {
-        let (device, superblock) = (self.reader.device(), self.superblock);
+        let (device, superblock) = (self.device, self.superblock);
         let geometry = &superblock.geometry;
         for segment in (0..geometry.segment_count).filter(|segment| geometry.is_data_segment(*segment)) {
             let first = read_header(device, superblock, geometry.first_block(segment))?.ok();
