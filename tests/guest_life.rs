@@ -1,8 +1,11 @@
-//! What happens in the life of a QEMU guest: a file system on a disk of its own.
+//! What happens in the life of a QEMU guest: reboots, drivers that leave and come back, a file system of its own.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 
-use receiptdisk_tests::{Backend, Guest, GuestImage, Scratch, Serve, Stand, exercise_binary};
+use receiptdisk_tests::{Backend, Guest, GuestImage, Scratch, Serve, Stand, exercise_binary, until};
 
 /// A backend and its only guest, which ends first.
 struct Machine {
@@ -19,14 +22,72 @@ impl Machine {
         let backend = command(&scratch).start();
         let exercise = format!("{}:/bin/exercise", exercise_binary().display());
         let image = GuestImage::of(&[made, &["--add".into(), exercise]].concat());
-        let guest =
-            Guest::boot("issuer", scratch.path(), &image, &[&["--memory", "192M"], options].concat()).ready();
+        let qmp = scratch.join("qmp.sock");
+        let options = [&["--memory", "192M", "--qmp", qmp.to_str().unwrap()], options].concat();
+        let guest = Guest::boot("issuer", scratch.path(), &image, &options).ready();
         Self { guest, backend, scratch }
+    }
+
+    fn exercise(&mut self) {
+        self.guest.ok("exercise /dev/vda 0 4194304 2 1 100 direct");
+    }
+
+    fn descriptors(&mut self) -> usize {
+        let mut last = 0;
+        until("the number of descriptors to settle", || {
+            let now = self.backend.proc().open_fds();
+            (std::mem::replace(&mut last, now) == now).then_some(now)
+        })
     }
 }
 
 fn command(scratch: &Scratch) -> Serve {
     Serve::image(&scratch.join("disk.img")).arg("--control").arg(scratch.join("ctl.sock")).rw("issuer")
+}
+
+/// Presses the machine's reset button.
+fn press_reset(socket: &Path) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    let mut answer = || {
+        let mut line = String::new();
+        answers.read_line(&mut line).unwrap();
+        line
+    };
+    assert!(answer().contains("QMP"));
+    for command in ["qmp_capabilities", "system_reset"] {
+        writeln!(stream, "{{\"execute\":\"{command}\"}}").unwrap();
+        let answer = answer();
+        assert!(answer.contains("return") || answer.contains("RESET"), "{answer}");
+    }
+}
+
+#[test]
+fn guest_reboots_and_its_driver_leaves_and_comes_back() {
+    let mut machine = Machine::boot(&[], &["--", "-action", "reboot=reset"]);
+    machine.exercise();
+    let before = machine.descriptors();
+    for round in 0..2 {
+        for _ in 0..3 {
+            machine.guest.ok(
+                "cd /sys/bus/virtio/drivers/virtio_blk; device=$(ls -d virtio*); echo $device > unbind; \
+                 [ ! -e /dev/vda ] && echo $device > bind; cd /; [ -b /dev/vda ]",
+            );
+            machine.exercise();
+        }
+        // Amid requests, by the button and by the guest's own kernel.
+        machine.guest.ok("( exercise /dev/vda 0 4194304 4 1 /tmp/stop direct ) > /dev/null 2>&1 &");
+        if round % 2 == 0 {
+            press_reset(&machine.scratch.join("qmp.sock"));
+        } else {
+            machine.guest.type_line("echo b > /proc/sysrq-trigger");
+        }
+        machine.guest.wait_until_ready();
+        machine.exercise();
+        assert!(machine.descriptors() <= before, "descriptors are left");
+    }
+    assert_eq!(machine.guest.power_off().code, Some(0));
+    assert!(machine.backend.proc().is_running());
 }
 
 /// Programs of the host with the libraries that they need.

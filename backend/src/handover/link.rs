@@ -65,7 +65,12 @@ impl Link<'_> {
         if body.len() > MAX_HANDOVER_BYTES || fds.len() > MAX_HANDOVER_FDS {
             return Err(too_long);
         }
-        self.write(&[bytes.to_le_bytes(), count.to_le_bytes()].concat())?;
+        let header = [bytes.to_le_bytes(), count.to_le_bytes()].concat();
+        if fds.is_empty() {
+            // At once, so that a short message has come wholly or not at all: `Taken` decides who goes on.
+            return self.write(&[header, body].concat());
+        }
+        self.write(&header)?;
         for fds in fds.chunks(FDS_AT_ONCE) {
             self.send_fds(fds)?;
         }
