@@ -5,7 +5,7 @@
 #   tests/bench.sh backend    this backend against qemu-storage-daemon and fio, or any vhost-user-blk socket; `backend --help` tells more
 #   tests/bench.sh store      put and get of receipts of 100 KiB against fio with the same bytes (needs 4 GiB of disk)
 #   tests/bench.sh life      gets and puts while expiry runs, against the same without (needs 1 GiB of disk)
-#   tests/bench.sh method     the whole method between two QEMU guests against base64 over HTTP, raw HTTP and virtiofs; `method --help`
+#   tests/bench.sh method     the whole method between two QEMU guests against base64 over HTTP, raw HTTP, virtiofs and NFS; `method --help`
 #   tests/bench.sh scale      get, and memory of writer and reader, from a thousand to a million receipts (needs 12 GiB of disk)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -8,6 +8,7 @@ use crate::path::ReceiptPath;
 use crate::reader::Receipt;
 use crate::record::{Header, Kind};
 use crate::retire::is_all_zero;
+use crate::rules::Rule;
 use crate::spares::Spares;
 use crate::superblock::Superblock;
 use std::sync::Arc;
@@ -91,14 +92,15 @@ impl Locator {
         if !is_same {
             return Ok(None);
         }
-        if header.data(buf.as_slice()).is_err() && is_all_zero(&header, buf.as_slice()) {
-            return Ok(None); // erased: the index says whether something is stored under the path
+        match header.data(buf.as_slice()) {
+            // Erased: the index says whether something is stored under the path.
+            Err(_) if is_all_zero(&header, buf.as_slice()) => Ok(None),
+            Err(fault) if Rule::DataFits.holds() => Err(Error::CorruptReceipt {
+                path: self.path.to_string(),
+                fact: format!("record at block {}: {fault}", self.block),
+            }),
+            _ => Ok(Some(Receipt::of_checked(self.path.clone(), header, buf).giving_back(spares))),
         }
-        let receipt = Receipt::verified(self.path.clone(), header, buf);
-        receipt.map(|receipt| Some(receipt.giving_back(spares))).map_err(|fault| Error::CorruptReceipt {
-            path: self.path.to_string(),
-            fact: format!("record at block {}: {fault}", self.block),
-        })
     }
 }
 

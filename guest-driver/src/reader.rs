@@ -43,7 +43,12 @@ impl Receipt {
         if Rule::DataFits.holds() {
             header.data(buf.as_slice())?;
         }
-        Ok(Self { path, header, buf, spares: None })
+        Ok(Self::of_checked(path, header, buf))
+    }
+
+    /// Takes the blocks of a record whose data was checked already.
+    pub(crate) fn of_checked(path: ReceiptPath, header: Header, buf: AlignedBuf) -> Self {
+        Self { path, header, buf, spares: None }
     }
 
     /// Its buffer goes to `spares` when it is dropped.

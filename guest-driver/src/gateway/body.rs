@@ -45,7 +45,8 @@ pub async fn receive(
     // A body of unknown length might need the limit. Taken at once, so that two bodies never wait for each other's room.
     let collect = async {
         let room = memory.take(len.unwrap_or(limit_bytes)).await?;
-        let mut data = Vec::new();
+        // All at once where the length is known: a buffer that grows is copied and its fresh memory touched several times.
+        let mut data = Vec::with_capacity(len.and_then(|len| usize::try_from(len).ok()).unwrap_or_default());
         let mut hasher = blake3::Hasher::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Fault::bad("the body ended early").because(error))?;
