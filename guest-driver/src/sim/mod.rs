@@ -18,6 +18,7 @@ mod failing_tests;
 mod fault_tests;
 #[cfg(test)]
 mod field_tests;
+mod handles;
 #[cfg(test)]
 mod lie_tests;
 #[cfg(test)]
@@ -40,40 +41,19 @@ mod review_tests;
 mod rule_tests;
 #[cfg(test)]
 mod schedule_tests;
+mod state;
 #[cfg(test)]
 mod store_tests;
 #[cfg(test)]
 mod world;
 
-use crate::device::{BlockWrite, Device, DeviceResult, check_range};
-use crate::error::{DeviceError, DeviceOp};
-use crate::rules::Rule;
+pub use handles::{SimReader, SimWriter};
+
+use state::{Sectors, State, zeroes};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const SECTOR_BYTES: usize = 512;
-type Sector = Arc<[u8; SECTOR_BYTES]>;
-type Sectors<T> = HashMap<u64, T, BuildHasherDefault<SectorHasher>>;
-
-/// Sector numbers need no protection against crafted keys; the simulator looks up millions of them a second.
-#[derive(Clone, Copy, Debug, Default)]
-struct SectorHasher(u64);
-
-impl Hasher for SectorHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
-    }
-}
 
 /// What a disk that lies does with a write that it says it has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,140 +111,6 @@ pub struct Counts {
     pub flushes: u64,
     /// Discards.
     pub discards: u64,
-}
-
-#[derive(Clone, Debug, Default)]
-struct State {
-    size_bytes: u64,
-    tick: u64,
-    session: u64,
-    op: u64,
-    stop_at: Option<(u64, u64)>,
-    fail_at: Option<u64>,
-    lie_at: Option<(u64, Lie)>,
-    /// What was there before the history begins; shared by forks.
-    base: Arc<Sectors<Sector>>,
-    history: Sectors<Vec<(u64, Sector)>>,
-    durable: Sectors<Sector>,
-    pending: Vec<(u64, u64, Sector)>,
-    counts: Counts,
-}
-
-fn zeroes() -> Sector {
-    Arc::new([0; SECTOR_BYTES])
-}
-
-impl State {
-    fn set(&mut self, sector: u64, bytes: Sector) {
-        self.tick += 1;
-        self.history.entry(sector).or_default().push((self.tick, bytes));
-    }
-
-    fn at(&self, sector: u64, tick: u64) -> Option<&Sector> {
-        let past = self.history.get(&sector).map(Vec::as_slice).unwrap_or_default();
-        let after = past.partition_point(|(t, _)| *t <= tick);
-        let last = after.checked_sub(1).and_then(|last| past.get(last)).map(|(_, bytes)| bytes);
-        last.or_else(|| self.base.get(&sector))
-    }
-
-    /// Counts an operation of the writer; an error when it has stopped or stops now.
-    fn begin(&mut self, session: u64, op: DeviceOp) -> Result<(), &'static str> {
-        if session != self.session && Rule::Fenced.holds() {
-            // A fenced writer may still read.
-            return if op == DeviceOp::Read { Ok(()) } else { Err("the writer was stopped") };
-        }
-        match op {
-            DeviceOp::Read => self.counts.reads += 1,
-            DeviceOp::Write => self.counts.writes += 1,
-            DeviceOp::Discard => self.counts.discards += 1,
-            DeviceOp::Flush => self.counts.flushes += 1,
-        }
-        self.tick += 1;
-        if session != self.session {
-            return Ok(());
-        }
-        let now = self.op;
-        self.op += 1;
-        if self.fail_at == Some(now) {
-            return Err("the device failed");
-        }
-        match self.stop_at {
-            Some((at, _)) if now == at && !matches!(op, DeviceOp::Write | DeviceOp::Discard) => {
-                self.session += 1;
-                Err("the writer stops here")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The current write on its way; `None` where the disk only says that it has done it.
-    fn landing<'a>(&self, session: u64, write: BlockWrite<'a>) -> Option<Landing<'a>> {
-        let lie =
-            self.lie_at.filter(|(at, _)| session == self.session && at + 1 == self.op).map(|(_, lie)| lie);
-        let offset_bytes = match lie {
-            Some(Lie::Lose) => return None,
-            Some(Lie::Misdirect(elsewhere)) => elsewhere.min(self.size_bytes - write.bytes.len() as u64),
-            None => write.offset_bytes,
-        };
-        Some(Landing {
-            op: self.counts.writes,
-            next_sector: offset_bytes / SECTOR_BYTES as u64,
-            rest: write.bytes.chunks_exact(SECTOR_BYTES),
-        })
-    }
-
-    /// Lands writes that are under way at the same time, sector by sector, in an order that depends on the tick alone; at most `stop`
-    /// sectors of them.
-    fn land(&mut self, mut landings: Vec<Landing<'_>>, stop: Option<u64>) {
-        let mut rng = Rng(self.tick);
-        let mut left = stop.unwrap_or(u64::MAX);
-        while left > 0 && !landings.is_empty() {
-            let at = usize::try_from(rng.below(landings.len() as u64)).unwrap_or_default();
-            let landing = &mut landings[at];
-            let Some(bytes) = landing.rest.next() else {
-                landings.swap_remove(at);
-                continue;
-            };
-            let mut copy = [0; SECTOR_BYTES];
-            copy.copy_from_slice(bytes);
-            let (op, sector, copy) = (landing.op, landing.next_sector, Arc::new(copy));
-            landing.next_sector += 1;
-            self.set(sector, copy.clone());
-            self.pending.push((op, sector, copy));
-            left -= 1;
-        }
-    }
-
-    /// Sectors of a range that were ever written.
-    fn known_sectors(&self, first: u64, count: u64) -> Vec<u64> {
-        let is_known = |sector: &u64| self.history.contains_key(sector) || self.base.contains_key(sector);
-        if count <= 4096 {
-            return (first..first + count).filter(is_known).collect();
-        }
-        let mut known: Vec<u64> = self.base.keys().chain(self.history.keys()).copied().collect();
-        known.retain(|sector| (first..first + count).contains(sector));
-        known.sort_unstable();
-        known.dedup();
-        known
-    }
-
-    /// Sectors of the current write that land before the writer stops.
-    fn sectors_before_stop(&self) -> Option<u64> {
-        self.stop_at.filter(|(at, _)| at + 1 == self.op).map(|(_, sectors)| sectors)
-    }
-}
-
-/// A write that the disk took, on its way into the cache.
-struct Landing<'a> {
-    op: u64,
-    next_sector: u64,
-    rest: std::slice::ChunksExact<'a, u8>,
-}
-
-impl Landing<'_> {
-    fn sectors(&self) -> u64 {
-        self.rest.len() as u64
-    }
 }
 
 /// The disk. Clones of the handle share it; [`Sim::fork`] copies it.
@@ -470,182 +316,5 @@ impl Sim {
     pub fn reader(&self) -> SimReader {
         let now = self.tick();
         self.past(now, now, 0, 0)
-    }
-}
-
-/// The writer's handle.
-#[derive(Debug)]
-pub struct SimWriter {
-    sim: Sim,
-    session: u64,
-}
-
-impl SimWriter {
-    /// Changes what a range of sectors holds; those that were never written stay zero.
-    fn clear(
-        &self,
-        op: DeviceOp,
-        offset_bytes: u64,
-        len_bytes: u64,
-        content: impl Fn(u64, u64) -> Option<[u8; SECTOR_BYTES]>,
-    ) -> DeviceResult<()> {
-        let mut state = self.sim.lock();
-        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
-        check_range(op, state.size_bytes, offset_bytes, len)?;
-        state.begin(self.session, op).map_err(|why| failed(op, offset_bytes, len, why))?;
-        let stop = state.sectors_before_stop().filter(|_| self.session == state.session);
-        let number = state.counts.writes + (state.counts.discards << 32);
-        let sectors =
-            state.known_sectors(offset_bytes / SECTOR_BYTES as u64, len_bytes / SECTOR_BYTES as u64);
-        for (done, sector) in (0_u64..).zip(sectors) {
-            if stop.is_some_and(|stop| done >= stop) {
-                break;
-            }
-            if let Some(bytes) = content(sector, state.tick) {
-                let bytes = Arc::new(bytes);
-                state.set(sector, bytes.clone());
-                state.pending.push((number, sector, bytes));
-            }
-        }
-        if stop.is_some() {
-            state.session += 1;
-            return Err(failed(op, offset_bytes, len, "the writer stops here"));
-        }
-        Ok(())
-    }
-}
-
-fn failed(op: DeviceOp, offset_bytes: u64, len_bytes: usize, why: &'static str) -> DeviceError {
-    DeviceError { op, offset_bytes, len_bytes, source: std::io::Error::other(why) }
-}
-
-impl Device for SimWriter {
-    fn size_bytes(&self) -> u64 {
-        self.sim.lock().size_bytes
-    }
-
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
-        let mut state = self.sim.lock();
-        check_range(DeviceOp::Read, state.size_bytes, offset_bytes, buf.len())?;
-        let len = buf.len();
-        state
-            .begin(self.session, DeviceOp::Read)
-            .map_err(|why| failed(DeviceOp::Read, offset_bytes, len, why))?;
-        let tick = state.tick;
-        for (sector, bytes) in (offset_bytes / SECTOR_BYTES as u64..).zip(buf.chunks_exact_mut(SECTOR_BYTES))
-        {
-            match state.at(sector, tick) {
-                Some(found) => bytes.copy_from_slice(found.as_slice()),
-                None => bytes.fill(0),
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset_bytes: u64, bytes: &[u8]) -> DeviceResult<()> {
-        self.write_many(&mut std::iter::once(BlockWrite { offset_bytes, bytes }))
-    }
-
-    fn write_many<'a>(&self, writes: &mut dyn Iterator<Item = BlockWrite<'a>>) -> DeviceResult<()> {
-        let writes: Vec<BlockWrite<'a>> = writes.collect();
-        let mut state = self.sim.lock();
-        let mut landings = Vec::new();
-        let mut stop = None;
-        let mut done = Ok(());
-        for write in writes {
-            let (len, before) = (write.bytes.len(), landings.iter().map(Landing::sectors).sum::<u64>());
-            let fail = |why| failed(DeviceOp::Write, write.offset_bytes, len, why);
-            check_range(DeviceOp::Write, state.size_bytes, write.offset_bytes, len)?;
-            match state.begin(self.session, DeviceOp::Write) {
-                Ok(()) => landings.extend(state.landing(self.session, write)),
-                Err(why) => done = done.and(Err(fail(why))), // the others land all the same
-            }
-            if self.session == state.session
-                && let Some(sectors) = state.sectors_before_stop()
-            {
-                stop = Some(before + sectors);
-                done = done.and(Err(fail("the writer stops here")));
-                break;
-            }
-        }
-        state.land(landings, stop);
-        state.session += u64::from(stop.is_some());
-        done
-    }
-
-    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
-        self.clear(DeviceOp::Write, offset_bytes, len_bytes, |_, _| Some([0; SECTOR_BYTES]))
-    }
-
-    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
-        self.clear(DeviceOp::Discard, offset_bytes, len_bytes, |sector, tick| {
-            match Rng(sector ^ tick).below(4) {
-                0 => None,
-                1 => Some([0xdd; SECTOR_BYTES]),
-                _ => Some([0; SECTOR_BYTES]),
-            }
-        })
-    }
-
-    fn flush(&self) -> DeviceResult<()> {
-        let mut state = self.sim.lock();
-        state.begin(self.session, DeviceOp::Flush).map_err(|why| failed(DeviceOp::Flush, 0, 0, why))?;
-        for (_, sector, bytes) in std::mem::take(&mut state.pending) {
-            state.durable.insert(sector, bytes);
-        }
-        Ok(())
-    }
-}
-
-/// A reader's handle.
-#[derive(Debug)]
-pub struct SimReader {
-    sim: Sim,
-    tick: Cell<u64>,
-    end_tick: u64,
-    step_max: u64,
-    rng: RefCell<Rng>,
-    reads: Cell<u64>,
-}
-
-impl SimReader {
-    /// Where the reader is in time.
-    pub fn tick(&self) -> u64 {
-        self.tick.get()
-    }
-
-    /// Reads so far.
-    pub fn reads(&self) -> u64 {
-        self.reads.get()
-    }
-}
-
-impl Device for SimReader {
-    fn size_bytes(&self) -> u64 {
-        self.sim.lock().size_bytes
-    }
-
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
-        let state = self.sim.lock();
-        check_range(DeviceOp::Read, state.size_bytes, offset_bytes, buf.len())?;
-        self.reads.set(self.reads.get() + 1);
-        for (sector, bytes) in (offset_bytes / SECTOR_BYTES as u64..).zip(buf.chunks_exact_mut(SECTOR_BYTES))
-        {
-            let step = self.rng.borrow_mut().below(self.step_max + 1);
-            self.tick.set((self.tick.get() + step).min(self.end_tick));
-            match state.at(sector, self.tick.get()) {
-                Some(found) => bytes.copy_from_slice(found.as_slice()),
-                None => bytes.fill(0),
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
-        Err(failed(DeviceOp::Write, offset_bytes, buf.len(), "readers do not write"))
-    }
-
-    fn flush(&self) -> DeviceResult<()> {
-        Err(failed(DeviceOp::Flush, 0, 0, "readers do not flush"))
     }
 }
