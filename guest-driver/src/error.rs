@@ -152,11 +152,13 @@ pub enum Error {
         /// What proves that there was more.
         evidence: String,
     },
-    /// No free segment is left.
-    #[error("no space: the record needs {needed_blocks} blocks and no free segment is left")]
+    /// No free segment is left that can be written.
+    #[error("no space: the record needs {needed_blocks} blocks and no free segment is left{}", refusing(*refused_segments))]
     NoSpace {
         /// Blocks of 4096 bytes.
         needed_blocks: u64,
+        /// Free segments that refuse writes.
+        refused_segments: u64,
     },
     /// The index page of the path and its neighbours are full.
     #[error("no space: the index is full around page {page_no}")]
@@ -272,5 +274,13 @@ impl Error {
             | Self::Held { .. }
             | Self::Refused(_) => 8,
         }
+    }
+}
+fn refusing(segments: u64) -> String {
+    match segments {
+        0 => String::new(),
+        _ => format!(
+            ": {segments} refuse writes; if the host has sealed them, it must unseal those that are retired (`receipt seals --retired`)"
+        ),
     }
 }

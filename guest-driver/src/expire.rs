@@ -101,6 +101,7 @@ pub fn expire<R: Device, D: Device>(
     let superblock = &*reader.superblock_now()?;
     let mut run = Run { reader, writer, options, totals: ExpireTotals::default(), report };
     let today = run.confirm_today(&Retention::read(reader.device(), superblock)?)?;
+    run.discard_retired()?;
     let segments = reader.segments_to_inspect(superblock)?;
     let count = segments.len() as u64;
     for ((segment, entry, may_go), done) in segments.into_iter().zip(0..) {
@@ -143,6 +144,18 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
             }
         }
         Ok(day)
+    }
+
+    /// Gives room back that the host did not take when its segment was retired.
+    fn discard_retired(&mut self) -> Result<()> {
+        let mut next = Some(0).filter(|_| !self.options.is_dry_run);
+        while let Some(first) = next {
+            (self.writer)(&mut |writer| {
+                next = writer.discard_retired(first)?;
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     fn segment(

@@ -59,6 +59,7 @@ pub mod repair;
 pub mod retire;
 pub mod rules;
 pub mod scrub;
+pub mod sealed;
 pub mod shared;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -204,6 +204,7 @@ impl<D: Device> Writer<D> {
         if versions.is_empty() {
             return Err(Error::NotFound { path: path.to_string() });
         }
+        self.check_erasable(&versions)?;
         let mut erased = Vec::new();
         for some in versions.chunks(crate::layout::BATCH_RECORDS_MAX / 2) {
             let done = self.transact(|writer, batch| {

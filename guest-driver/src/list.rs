@@ -48,10 +48,35 @@ pub(crate) fn used_segments(device: &dyn Device, superblock: &Superblock) -> Res
     Ok(table_segments(device, superblock)?.0)
 }
 
+/// Segments that were retired and not opened again, with the number of their last life.
+pub(crate) fn free_segments(device: &dyn Device, superblock: &Superblock) -> Result<Vec<(u64, u32)>> {
+    let mut free = Vec::new();
+    read_table(device, superblock, |segment, entry| {
+        if entry.state == SegmentState::Free && entry.generation > 0 {
+            free.push((segment, entry.generation));
+        }
+    })?;
+    Ok(free)
+}
+
 /// Segments in use with their table entries, and whether a slot of the table is damaged.
 fn table_segments(device: &dyn Device, superblock: &Superblock) -> Result<(Vec<(u64, TableEntry)>, bool)> {
-    let geometry = &superblock.geometry;
     let mut used = Vec::new();
+    let is_damaged = read_table(device, superblock, |segment, entry| {
+        if entry.state != SegmentState::Free {
+            used.push((segment, entry));
+        }
+    })?;
+    Ok((used, is_damaged))
+}
+
+/// Calls `visit` with every data segment; true when a slot of the table is damaged.
+fn read_table(
+    device: &dyn Device,
+    superblock: &Superblock,
+    mut visit: impl FnMut(u64, TableEntry),
+) -> Result<bool> {
+    let geometry = &superblock.geometry;
     let mut is_damaged = false;
     for number in 0..geometry.segment_count.div_ceil(TABLE_ENTRIES_PER_PAGE) {
         let id = PageId {
@@ -64,13 +89,10 @@ fn table_segments(device: &dyn Device, superblock: &Superblock) -> Result<(Vec<(
         let first = number * TABLE_ENTRIES_PER_PAGE;
         let end = geometry.segment_count.min(first + TABLE_ENTRIES_PER_PAGE);
         for segment in (first..end).filter(|s| geometry.is_data_segment(*s)) {
-            let entry = table::entry(&page, geometry.table_slot(segment).1)?;
-            if entry.state != SegmentState::Free {
-                used.push((segment, entry));
-            }
+            visit(segment, table::entry(&page, geometry.table_slot(segment).1)?);
         }
     }
-    Ok((used, is_damaged))
+    Ok(is_damaged)
 }
 
 /// Records from the last Summary before the head to the end of what is published, oldest first, and whether one is damaged.

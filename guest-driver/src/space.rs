@@ -5,6 +5,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::log::read_header;
 use crate::rules::Rule;
+use crate::sealed::{check_alive, is_writable};
 use crate::table::SegmentState;
 
 /// Blocks that receipts leave in the last segment.
@@ -42,8 +43,17 @@ impl Reserve {
     }
 }
 
-/// The next free segment behind `current` (and round the end of the device) by the table, with the generation it gets; `None` when every
-/// segment that `reserve` may take is in use.
+/// What a search for a free segment has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The next free segment and the generation it gets.
+    pub free: Option<(u64, u32)>,
+    /// Free segments before it that refuse writes: the host has sealed them, or they are broken.
+    pub refused_segments: u64,
+}
+
+/// The next free segment behind `current` (and round the end of the device) by the table; none when every segment that `reserve` may take is in
+/// use or, where that is tried, refuses writes.
 ///
 /// # Errors
 /// A device error or [`Error::Corrupt`].
@@ -51,8 +61,10 @@ pub fn find_free<D: Device>(
     pages: &mut Pages<'_, D>,
     current: u64,
     reserve: Reserve,
-) -> Result<Option<(u64, u32)>> {
+    is_tried: bool,
+) -> Result<Found> {
     let mut spare = reserve.segments(pages.superblock.geometry.data_segment_count());
+    let mut found = Found::default();
     let mut first = None;
     let count = pages.superblock.geometry.segment_count;
     for distance in 1..count {
@@ -64,14 +76,22 @@ pub fn find_free<D: Device>(
         if entry.state == SegmentState::Free
             && let Some(generation) = entry.generation.checked_add(1)
         {
+            if is_tried && !is_writable(pages.device, pages.superblock.geometry.first_block(segment))? {
+                found.refused_segments += 1;
+                continue;
+            }
             let next = *first.get_or_insert((segment, generation));
             if spare == 0 {
-                return Ok(Some(next));
+                found.free = Some(next);
+                return Ok(found);
             }
             spare -= 1;
         }
     }
-    Ok(None)
+    if found.refused_segments > 0 {
+        check_alive(pages.device)?;
+    }
+    Ok(found)
 }
 
 /// As [`find_free`]; the segment was looked at.
@@ -84,8 +104,8 @@ pub fn next_free<D: Device>(
     needed_blocks: u64,
     reserve: Reserve,
 ) -> Result<(u64, u32)> {
-    let (segment, generation) =
-        find_free(pages, current, reserve)?.ok_or(Error::NoSpace { needed_blocks })?;
+    let Found { free, refused_segments } = find_free(pages, current, reserve, true)?;
+    let (segment, generation) = free.ok_or(Error::NoSpace { needed_blocks, refused_segments })?;
     check_is_free(pages, segment, generation, current)?;
     Ok((segment, generation))
 }

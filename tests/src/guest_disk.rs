@@ -52,6 +52,13 @@ impl receipt_store::Device for GuestDisk {
         Ok(())
     }
 
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
+        let len = usize::try_from(len_bytes).unwrap();
+        check_range(DeviceOp::Discard, self.size_bytes, offset_bytes, len)?;
+        let discarded = self.driver.borrow_mut().discard(offset_bytes, len_bytes);
+        discarded.map_err(|errno| failed(DeviceOp::Discard, offset_bytes, len, errno))
+    }
+
     fn flush(&self) -> DeviceResult<()> {
         self.driver.borrow_mut().flush().map_err(|errno| failed(DeviceOp::Flush, 0, 0, errno))
     }

@@ -163,6 +163,39 @@ pub enum Command {
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
+    /// Write the newest version of each receipt to DIR/receipts, and what is known of it to DIR/manifest.jsonl, or all of it into an archive.
+    /// An export into a folder that was ended is gone on with when it is started again.
+    #[command(allow_missing_positional = true)]
+    Export {
+        /// Only paths that begin with this.
+        #[arg(default_value = "")]
+        prefix: String,
+        /// Folder; a name that ends with `.tar` is an archive, `-` one on standard output.
+        #[arg(value_name = "DIR|TAR")]
+        target: PathBuf,
+    },
+    /// Store the receipts of an export, hash, class and day of issue as they were, or all regular files of any folder or archive. What is stored already
+    /// is left alone, so an import that was ended is just started again.
+    Import {
+        /// Folder or archive; `-` = an archive on standard input.
+        #[arg(value_name = "DIR|TAR")]
+        source: PathBuf,
+        /// Before the paths of files that come from no export.
+        #[arg(long, value_name = "P", default_value = "")]
+        prefix: String,
+        /// Their retention class.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..32))]
+        class: Option<u8>,
+        /// Their day of issue; `changed` = the day on which each file was changed last. Today by default.
+        #[arg(long, value_name = "YYYY-MM-DD|changed")]
+        issued: Option<String>,
+    },
+    /// Print the bytes of the disk that nobody needs to write any more, START-END, one range a line, for a host that seals them.
+    Seals {
+        /// Print those of retired segments instead, which may be unsealed, and with --json what lies there.
+        #[arg(long)]
+        retired: bool,
+    },
     /// Take over what the device has grown by. Opening for writing does it, too, and `serve` once a second.
     Grow,
     /// Say what is known about a receipt.

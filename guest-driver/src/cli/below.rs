@@ -4,6 +4,8 @@ use receipt_store::{Error, ReceiptPath, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
+#[cfg(feature = "archive")]
+use std::io::Read;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -15,39 +17,90 @@ pub fn open_folder(folder: &Path) -> Result<OwnedFd> {
     rustix::fs::open(folder, flags, Mode::empty()).map_err(|errno| super::file_error(folder, errno.into()))
 }
 
+/// The folder `name` in `folder`, made if need be; no link.
+pub fn make_folder(folder: &OwnedFd, name: &str) -> std::result::Result<OwnedFd, Errno> {
+    match rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o777)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    enter(folder, name)
+}
+
+/// The folder `name` in `folder`; no link.
+pub fn enter(folder: &OwnedFd, name: &str) -> std::result::Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(folder, name, flags, Mode::empty())
+}
+
+/// The folder that holds the file of `path`, if it is not `folder` itself, and the file's name.
+fn walk<'p>(
+    folder: &OwnedFd,
+    path: &'p ReceiptPath,
+    step: impl Fn(&OwnedFd, &str) -> std::result::Result<OwnedFd, Errno>,
+) -> Result<(Option<OwnedFd>, &'p str)> {
+    let (folders, name) = path.as_str().rsplit_once('/').unwrap_or(("", path.as_str()));
+    let mut inner: Option<OwnedFd> = None;
+    for part in folders.split('/').filter(|part| !part.is_empty()) {
+        let at = inner.as_ref().unwrap_or(folder);
+        inner = Some(step(at, part).map_err(|errno| failed(path, errno))?);
+    }
+    Ok((inner, name))
+}
+
+fn failed(path: &ReceiptPath, errno: Errno) -> Error {
+    Error::File { name: path.to_string(), source: errno.into() }
+}
+
+/// What is there and is no file is an error; nothing there is none.
+fn check_is_file(at: &OwnedFd, name: &str) -> std::result::Result<(), Errno> {
+    match rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(()),
+        Ok(_) => Err(Errno::EXIST), // a link, a pipe, a folder
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Writes `data` to the file of `path` below `folder`, making the folders between. What is there and is no file, or is reached through a
 /// link, is an error.
 pub fn write(folder: &OwnedFd, path: &ReceiptPath, data: &[u8]) -> Result<()> {
-    let failed = |errno: Errno| Error::File { name: path.to_string(), source: errno.into() };
-    let mut parts: Vec<&str> = path.as_str().split('/').collect();
-    let Some(name) = parts.pop() else {
-        return Err(Error::Usage("no path".to_owned()));
-    };
-    let mut inner: Option<OwnedFd> = None;
-    for part in parts {
-        let at = inner.as_ref().unwrap_or(folder);
-        match rustix::fs::mkdirat(at, part, Mode::from_raw_mode(0o777)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        inner = Some(rustix::fs::openat(at, part, flags, Mode::empty()).map_err(failed)?);
-    }
+    let (inner, name) = walk(folder, path, make_folder)?;
     let at = inner.as_ref().unwrap_or(folder);
-    let is_other = match rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile,
-        Err(Errno::NOENT) => false,
-        Err(errno) => return Err(failed(errno)),
-    };
-    if is_other {
-        return Err(failed(Errno::EXIST)); // a link, a pipe, a folder
-    }
+    check_is_file(at, name).map_err(|errno| failed(path, errno))?;
     let flags = OFlags::WRONLY
         | OFlags::CREATE
         | OFlags::TRUNC
         | OFlags::NOFOLLOW
         | OFlags::NONBLOCK
         | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o666)).map_err(failed)?;
-    File::from(file).write_all(data).map_err(|source| Error::File { name: path.to_string(), source })
+    let file = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o666));
+    let mut file = File::from(file.map_err(|errno| failed(path, errno))?);
+    file.write_all(data).map_err(|source| Error::File { name: path.to_string(), source })
+}
+
+#[cfg(feature = "archive")]
+/// Gives the file `from` in `root` the name of `path` below `folder`, in place of what file was there.
+pub fn place(root: &OwnedFd, from: &str, folder: &OwnedFd, path: &ReceiptPath) -> Result<()> {
+    let (inner, name) = walk(folder, path, make_folder)?;
+    let at = inner.as_ref().unwrap_or(folder);
+    check_is_file(at, name)
+        .and_then(|()| rustix::fs::renameat(root, from, at, name))
+        .map_err(|errno| failed(path, errno))
+}
+
+#[cfg(feature = "archive")]
+/// Reads the regular file of `path` below `folder`, at most `limit_bytes` of it; nothing that is reached through a link.
+pub fn read(folder: &OwnedFd, path: &ReceiptPath, limit_bytes: u64) -> Result<Vec<u8>> {
+    let (inner, name) = walk(folder, path, enter)?;
+    let at = inner.as_ref().unwrap_or(folder);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(at, name, flags, Mode::empty());
+    let file = File::from(file.map_err(|errno| failed(path, errno))?);
+    let io = |source| Error::File { name: path.to_string(), source };
+    if !file.metadata().map_err(io)?.is_file() {
+        return Err(failed(path, Errno::EXIST));
+    }
+    let mut data = Vec::new();
+    file.take(limit_bytes).read_to_end(&mut data).map_err(io)?;
+    Ok(data)
 }

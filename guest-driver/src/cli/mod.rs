@@ -1,5 +1,7 @@
 //! The command line: arguments to library calls, answers to text or JSON, errors to exit codes.
 
+#[cfg(feature = "archive")]
+mod archive;
 pub mod args;
 mod below;
 mod chain;
@@ -47,6 +49,16 @@ fn dispatch(args: &Args) -> Result<u8> {
         | Command::Grow => life::run(args),
         Command::Stat { path } => show::stat(args, path),
         Command::Ls { prefix } => show::list(args, prefix),
+        #[cfg(feature = "archive")]
+        Command::Export { prefix, target } => archive::export::run(args, prefix, target),
+        #[cfg(feature = "archive")]
+        Command::Import { .. } => archive::import::run(args),
+        #[cfg(not(feature = "archive"))]
+        Command::Export { .. } | Command::Import { .. } => Err(Error::Usage(
+            "this `receipt` is the small one: build it with `--features archive` to export and import"
+                .to_owned(),
+        )),
+        Command::Seals { retired } => show::seals(args, *retired),
         Command::Info => show::info(args),
         Command::Verify { from: None } => scrub::verify(args, None),
         Command::Scrub { repair: false, throttle } => scrub::verify(args, *throttle),

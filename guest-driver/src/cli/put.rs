@@ -14,6 +14,11 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "archive")]
+/// Bytes of a group commit of what is fed: twice as much is in memory.
+const FEED_BYTES: u64 = 4 << 20;
+
+/// How receipts are stored and what is said of them.
 struct Options<'a> {
     args: &'a Args,
     is_new_version: bool,
@@ -86,13 +91,51 @@ fn put_batch(options: &Options<'_>, source: &Path, prefix: &str, limits: CommitL
     if source != Path::new("-") && !source.exists() {
         return Err(file_error(source, std::io::ErrorKind::NotFound.into()));
     }
+    feed_with(options, limits, |feed| produce(options, source, prefix, feed))
+}
+
+/// Where receipts go that are found one after the other; a bad one is named and the rest goes on.
+pub struct Feed<'a> {
+    args: &'a Args,
+    queue: &'a Queue,
+    first_code: u8,
+}
+
+impl Feed<'_> {
+    /// Takes a receipt, or says why there is none; false when nobody stores them any more.
+    pub fn offer(&mut self, item: Result<OwnedChange>) -> bool {
+        match item {
+            Ok(item) => self.queue.push(item),
+            Err(error) => {
+                let code = complain(self.args, &error);
+                self.first_code = if self.first_code == 0 { code } else { self.first_code };
+                true
+            }
+        }
+    }
+}
+
+#[cfg(feature = "archive")]
+/// Stores what `producer` finds, as it comes, and prints each path as soon as it is durable.
+pub fn feed(args: &Args, producer: impl FnOnce(&mut Feed<'_>) -> Result<()> + Send) -> Result<u8> {
+    let options = Options { args, is_new_version: false, has_locator: false, class: None, issued_day: None };
+    let limits = CommitLimits { bytes: FEED_BYTES, ..CommitLimits::default() };
+    feed_with(&options, limits, producer)
+}
+
+fn feed_with(
+    options: &Options<'_>,
+    limits: CommitLimits,
+    producer: impl FnOnce(&mut Feed<'_>) -> Result<()> + Send,
+) -> Result<u8> {
     let mut writer = Sink::open(options.args)?;
     let queue = Queue::new(limits);
     let (produced, committed) = std::thread::scope(|scope| {
         let producer = scope.spawn(|| {
-            let code = produce(options, source, prefix, &queue);
+            let mut feed = Feed { args: options.args, queue: &queue, first_code: 0 };
+            let done = producer(&mut feed);
             queue.close();
-            code
+            done.map(|()| feed.first_code)
         });
         let committed = commit_all(options, &mut writer, &queue);
         queue.close();
@@ -127,28 +170,20 @@ fn commit_all(options: &Options<'_>, writer: &mut Sink, queue: &Queue) -> Result
 }
 
 /// Reads the files of a folder or list into the queue; a bad one is named and the rest goes on.
-fn produce(options: &Options<'_>, source: &Path, prefix: &str, queue: &Queue) -> Result<u8> {
-    let mut first_code = 0;
+fn produce(options: &Options<'_>, source: &Path, prefix: &str, feed: &mut Feed<'_>) -> Result<()> {
     let mut offer = |path: Result<ReceiptPath>, file: &Path| {
         let item = path.and_then(|path| {
             let data = read_input(file)?;
             Ok(options.put(path, data))
         });
-        match item {
-            Ok(item) => queue.push(item),
-            Err(error) => {
-                let code = complain(options.args, &error);
-                first_code = if first_code == 0 { code } else { first_code };
-                true
-            }
-        }
+        feed.offer(item)
     };
     if source.is_dir() {
         walk(source, &mut |file| {
             let relative = file.strip_prefix(source).unwrap_or(file);
             offer(name_of(prefix, relative.as_os_str().as_bytes()), file)
         })?;
-        return Ok(first_code);
+        return Ok(());
     }
     for line in Lines::open(source)? {
         let line = line?;
@@ -164,7 +199,7 @@ fn produce(options: &Options<'_>, source: &Path, prefix: &str, queue: &Queue) ->
             break;
         }
     }
-    Ok(first_code)
+    Ok(())
 }
 
 /// The path of a receipt of a batch.

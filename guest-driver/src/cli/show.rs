@@ -63,6 +63,29 @@ pub fn list(args: &Args, prefix: &str) -> Result<u8> {
     Ok(0)
 }
 
+pub fn seals(args: &Args, is_retired: bool) -> Result<u8> {
+    let reader = open_reader(args)?;
+    let spans = if is_retired {
+        let retired = reader.retired_segments()?;
+        if args.json {
+            for one in retired {
+                let day = one.newest_issue_day.map(receipt_store::day::text);
+                let line =
+                    json!({ "range": one.span.to_string(), "receipts": one.receipts, "newest_issued": day });
+                say(&line.to_string())?;
+            }
+            return Ok(0);
+        }
+        receipt_store::sealed::join_spans(retired.into_iter().map(|one| one.span).collect())
+    } else {
+        reader.sealed_spans()?
+    };
+    for span in spans {
+        say(&if args.json { json!({ "range": span.to_string() }).to_string() } else { span.to_string() })?;
+    }
+    Ok(0)
+}
+
 pub fn info(args: &Args) -> Result<u8> {
     let reader = open_reader(args)?;
     let superblock = &*reader.superblock()?;

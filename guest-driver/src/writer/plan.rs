@@ -227,8 +227,9 @@ impl<D: Device> Writer<D> {
         }
         if batch.tail.fits(&geometry, blocks, meta_len) {
             // The last blocks of a segment are for everybody, unless it is the last segment.
-            let is_last = find_free(&mut self.pages(), current, reserve)?.is_none();
-            return if is_last { Err(Error::NoSpace { needed_blocks: blocks }) } else { Ok(()) };
+            let is_last = find_free(&mut self.pages(), current, reserve, false)?.free.is_none();
+            let full = Error::NoSpace { needed_blocks: blocks, refused_segments: 0 };
+            return if is_last { Err(full) } else { Ok(()) };
         }
         let next = next_free(&mut self.pages(), current, blocks, reserve)?;
         let seal = batch.push_seal(next, &geometry);
