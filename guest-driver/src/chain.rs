@@ -138,6 +138,17 @@ fn advance<D: Device>(
     Ok(None)
 }
 
+/// The place before a record.
+fn before(header: &Header, block: u64) -> Cursor {
+    Cursor {
+        seq: header.seq - 1,
+        block,
+        generation: header.generation,
+        prev_hash: header.prev_hash,
+        epoch: 0,
+    }
+}
+
 /// The place before the first record of a segment.
 fn start_of<D: Device>(
     reader: &Reader<D>,
@@ -151,13 +162,7 @@ fn start_of<D: Device>(
     if (header.generation, header.seq) != (entry.generation, entry.first_seq) {
         return Err(damaged(block, "is of another time"));
     }
-    Ok(Cursor {
-        seq: header.seq - 1,
-        block,
-        generation: header.generation,
-        prev_hash: header.prev_hash,
-        epoch: 0,
-    })
+    Ok(before(&header, block))
 }
 
 /// The next record; it must be there.
@@ -218,13 +223,7 @@ fn place_before<D: Device>(
     if header.seq < seq {
         return Ok(Cursor::behind(&header, hash, geometry));
     }
-    Ok(Cursor {
-        seq: header.seq - 1,
-        block,
-        generation: header.generation,
-        prev_hash: header.prev_hash,
-        epoch: 0,
-    })
+    Ok(before(&header, block))
 }
 
 impl<D: Device> Reader<D> {

@@ -13,6 +13,16 @@ use std::process::Stdio;
 use std::time::Duration;
 use support::{Store, text};
 
+/// A store with the receipts `r/0`, `r/1` and so on, of 8,000 bytes each.
+fn filled(count: u32) -> Store {
+    let store = Store::new();
+    for number in 0..count {
+        store.file(&format!("in/{number}"), &number.to_le_bytes().repeat(2000));
+    }
+    store.ok(&["put", "--batch", store.path("in").to_str().unwrap(), "--prefix", "r/"]);
+    store
+}
+
 /// Rots both slots of the index page of a path.
 fn damage(store: &Store, name: &str) {
     let reader = Reader::new(RawDevice::open_reader(&store.path("disk")).unwrap(), "disk");
@@ -27,7 +37,7 @@ fn damage(store: &Store, name: &str) {
 
 #[test]
 fn a_repair_mends_the_index_and_says_so() {
-    let store = Store::filled(40);
+    let store = filled(40);
     assert_eq!(store.ok(&["scrub"]), "");
     assert_eq!(store.ok(&["scrub", "--repair"]), "");
     damage(&store, "r/7");
@@ -56,7 +66,7 @@ fn a_repair_mends_the_index_and_says_so() {
 
 #[test]
 fn what_cannot_be_mended_is_named_and_stays_exit_code_5() {
-    let store = Store::filled(10);
+    let store = filled(10);
     let stat: serde_json::Value = serde_json::from_str(&store.ok(&["stat", "r/3", "--json"])).unwrap();
     let disk = fs::OpenOptions::new().write(true).open(store.path("disk")).unwrap();
     disk.write_all_at(&[0; 9], stat["block"].as_u64().unwrap() * 4096 + 6000).unwrap();
@@ -77,7 +87,7 @@ fn what_cannot_be_mended_is_named_and_stays_exit_code_5() {
 
 #[test]
 fn a_repair_goes_through_the_running_writer() {
-    let store = Store::filled(20);
+    let store = filled(20);
     let socket = store.path("sock");
     let socket = socket.to_str().unwrap();
     let mut server = store.command(&["serve", "--socket", socket]).stdout(Stdio::piped()).spawn().unwrap();
@@ -101,7 +111,7 @@ fn a_repair_goes_through_the_running_writer() {
 
 #[test]
 fn stores_that_may_not_be_written_are_not_mended() {
-    let store = Store::filled(5);
+    let store = filled(5);
     damage(&store, "r/1");
     let device = RawDevice::open_writer(&store.path("disk")).unwrap();
     store.fails(&["scrub", "--repair"], 7);
@@ -117,7 +127,7 @@ fn stores_that_may_not_be_written_are_not_mended() {
     assert!(store.fails(&["scrub", "--repair"], 7).contains("features"));
     assert_eq!(store.run(&["scrub"]).status.code(), Some(5));
     assert!(before == fs::read(store.path("disk")).unwrap(), "nothing was written");
-    let cut = Store::filled(5);
+    let cut = filled(5);
     fs::OpenOptions::new().write(true).open(cut.path("disk")).unwrap().set_len(9 << 20).unwrap();
     assert!(cut.fails(&["scrub", "--repair"], 2).contains("segments"));
     Store::empty(16 << 20).fails(&["scrub", "--repair"], 1);
@@ -126,7 +136,7 @@ fn stores_that_may_not_be_written_are_not_mended() {
 
 #[test]
 fn a_repair_that_is_killed_is_taken_up_again() {
-    let store = Store::filled(60);
+    let store = filled(60);
     for round in 0..8_u64 {
         for number in 0..40 {
             damage(&store, &format!("r/{number}"));
@@ -153,7 +163,7 @@ fn a_repair_that_is_killed_is_taken_up_again() {
 
 #[test]
 fn a_batch_of_gets_follows_no_link() {
-    let store = Store::filled(3);
+    let store = filled(3);
     let outside = store.path("outside");
     fs::create_dir_all(&outside).unwrap();
     let kept = store.file("kept", b"kept");
@@ -179,7 +189,7 @@ fn a_batch_of_gets_follows_no_link() {
 /// A batch from standard input ends with the writer, though its input stays open.
 #[test]
 fn a_batch_does_not_wait_for_input_when_the_writer_has_ended() {
-    let store = Store::filled(1);
+    let store = filled(1);
     let file = store.path("in/0").display().to_string();
     let mut child = store
         .command(&["put", "--batch", "-"])

@@ -163,3 +163,18 @@ fn die_with_parent() -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Scratch;
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        let scratch = Scratch::new();
+        let log = scratch.join("log");
+        let start = move || Proc::spawn(Command::new("sleep").arg("600"), &log);
+        let mut orphan = std::thread::spawn(start).join().unwrap();
+        assert_eq!(orphan.wait().signal, Some(libc::SIGKILL));
+    }
+}

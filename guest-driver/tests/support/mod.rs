@@ -1,6 +1,6 @@
 //! A store in a file, and the `receipt` program run on it.
 
-#![allow(dead_code, clippy::expect_used, clippy::panic, clippy::unwrap_used)] // not every test uses all of it
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
 
 use std::fs;
 use std::io::Write;
@@ -17,16 +17,6 @@ impl Store {
     pub fn new() -> Self {
         let store = Self::empty(16 << 20);
         store.ok(&["format"]);
-        store
-    }
-
-    /// A store with the receipts `r/0`, `r/1` and so on, of 8,000 bytes each; their files are in the folder `in`.
-    pub fn filled(count: u32) -> Self {
-        let store = Self::new();
-        for number in 0..count {
-            store.file(&format!("in/{number}"), &number.to_le_bytes().repeat(2000));
-        }
-        store.ok(&["put", "--batch", store.path("in").to_str().unwrap(), "--prefix", "r/"]);
         store
     }
 
