@@ -1,6 +1,7 @@
 //! Two QEMU guests on one disk: a receipt stored in one is read in the other, by its path, at once.
 
 use std::collections::VecDeque;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use receiptdisk_tests::{
@@ -11,7 +12,7 @@ use receiptdisk_tests::{
 struct Pair {
     issuer: Guest,
     front: Guest,
-    _stand: Stand,
+    stand: Stand,
 }
 
 impl Pair {
@@ -25,7 +26,7 @@ impl Pair {
         let [issuer, front] = ["issuer", "front"].map(|name| start(name, &run_dir));
         let (mut issuer, front) = (issuer.ready(), front.ready());
         issuer.ok("receipt format");
-        Self { issuer, front, _stand: stand }
+        Self { issuer, front, stand }
     }
 
     /// Asserts that both guests find nothing wrong, and that both end cleanly.
@@ -98,6 +99,43 @@ fn streamed_paths(pair: &mut Pair, count: usize) {
     let received = front.ok("cd /tmp/out/stream && sha256sum *.png | sort");
     assert_eq!(received.lines().count(), count);
     assert_eq!(received, issued, "what is read is not what was stored");
+}
+
+/// Segments of receipts whose term is over become holes in the file on the host, and the other guest reads what is kept all the while.
+#[test]
+fn room_of_what_has_expired_goes_back_to_the_host_while_the_other_guest_reads() {
+    let mut pair = Pair::boot();
+    pair.issuer.ok("receipt policy set 1 1 && mkdir /tmp/old /tmp/kept && \
+         for n in $(seq 80); do head -c 150000 /dev/urandom > /tmp/old/$n.png; done && \
+         for n in $(seq 5); do head -c 50000 /dev/urandom > /tmp/kept/$n.png; done && \
+         receipt put --batch /tmp/old --prefix old/ --class 1 --issued 2001-02-03 > /tmp/log && \
+         receipt put --batch /tmp/kept --prefix kept/ > /tmp/log");
+    let sums: Vec<String> = pair
+        .issuer
+        .ok("cd /tmp/kept && sha256sum 1.png 2.png 3.png 4.png 5.png")
+        .lines()
+        .map(Into::into)
+        .collect();
+    let allocated = |pair: &Pair| std::fs::metadata(pair.stand.image()).unwrap().blocks() * 512;
+    let full = allocated(&pair);
+    pair.front.type_line(
+        "while read -r n && [ \"$n\" != end ]; do receipt get kept/$n.png -o /tmp/$n.png && \
+         (cd /tmp && sha256sum $n.png) || echo failed; done < /dev/ttyS0",
+    );
+    pair.issuer.type_line("receipt expire > /tmp/gone 2> /tmp/said && grep -c old/ /tmp/gone");
+    let get = |pair: &mut Pair, round: usize| {
+        let number = round % sums.len();
+        pair.front.type_line(&(number + 1).to_string());
+        assert_eq!(pair.front.line(), sums[number], "round {round}");
+    };
+    (0..20).for_each(|round| get(&mut pair, round));
+    assert_eq!(pair.issuer.line().trim(), "80");
+    (20..25).for_each(|round| get(&mut pair, round));
+    pair.front.type_line("end");
+    let left = allocated(&pair);
+    assert!(left + 8_000_000 < full, "the image has {left} bytes on the host, before {full}");
+    println!("the image had {full} bytes on the host, and has {left}");
+    pair.finish();
 }
 
 /// Seconds that writer and reader race; the long test has 60.
