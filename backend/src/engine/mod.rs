@@ -131,6 +131,11 @@ impl Engine {
         }
     }
 
+    /// Whether any IO is under way.
+    pub fn has_io(&self) -> bool {
+        self.ring.as_ref().is_some_and(UringEngine::has_io)
+    }
+
     /// Whether an IO has ended that was not taken yet.
     pub fn has_completions(&mut self) -> bool {
         self.ring.as_mut().is_some_and(UringEngine::has_completions)

@@ -28,6 +28,8 @@ const OPERATIONS: [u8; 4] =
 pub struct UringEngine {
     ring: IoUring,
     target: Target,
+    /// IOs that were queued and whose completions were not taken yet.
+    under_way: usize,
 }
 
 /// How entries name the file.
@@ -52,10 +54,7 @@ impl UringEngine {
     pub fn new(file: &File) -> io::Result<Self> {
         try_out()?;
         let completion_entries = u32::try_from(2 * MAX_IN_FLIGHT).map_err(io::Error::other)?;
-        let ring = IoUring::builder()
-            .setup_cqsize(completion_entries)
-            .setup_r_disabled()
-            .build(SUBMISSION_ENTRIES)?;
+        let ring = set_up(completion_entries)?;
         let target = match ring.submitter().register_files(&[file.as_raw_fd()]) {
             Ok(()) => Target::Registered,
             Err(error) => {
@@ -65,7 +64,7 @@ impl UringEngine {
         };
         restrict(&ring, target)?;
         ring.submitter().register_enable_rings()?;
-        Ok(Self { ring, target })
+        Ok(Self { ring, target, under_way: 0 })
     }
 
     /// See [`super::Engine::submit`].
@@ -80,6 +79,7 @@ impl UringEngine {
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.flush_submissions();
         }
+        self.under_way += 1;
         // A disk that starts on the first few while the rest is prepared ends them earlier, and guest and disk work at the
         // same time instead of in turns.
         if self.ring.submission().len() >= MAX_HANDED_OVER {
@@ -105,21 +105,49 @@ impl UringEngine {
 
     /// See [`super::Engine::take_completions`].
     pub fn take_completions(&mut self, completions: &mut Vec<Completion>) {
+        self.let_kernel_end_what_is_done();
         for done in self.ring.completion() {
             let token = usize::try_from(done.user_data()).unwrap_or(usize::MAX);
             completions.push(Completion { token, result: done.result() });
+            self.under_way = self.under_way.saturating_sub(1);
         }
+    }
+
+    /// See [`super::Engine::has_io`].
+    pub fn has_io(&self) -> bool {
+        self.under_way > 0
     }
 
     /// See [`super::Engine::has_completions`].
     pub fn has_completions(&mut self) -> bool {
+        self.let_kernel_end_what_is_done();
         !self.ring.completion().is_empty()
+    }
+
+    /// IOs that the disk has done get their completions at the next system call of this thread; here that is, if any wait for it.
+    fn let_kernel_end_what_is_done(&mut self) {
+        if self.ring.submission().taskrun() {
+            // Whatever goes wrong here goes wrong, and is told, at the next hand-over.
+            let _ = self.ring.submit();
+        }
     }
 
     /// See [`super::Engine::event_fd`].
     #[must_use]
     pub fn event_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
+    }
+}
+
+/// A ring that may be restricted before it is used. The disk's completions do not interrupt the thread at what it does, where the
+/// kernel is new enough (5.19): they wait for its next system call, or wake it when it sleeps.
+fn set_up(completion_entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_cqsize(completion_entries).setup_r_disabled();
+    let plain = builder.clone();
+    match builder.setup_coop_taskrun().setup_taskrun_flag().build(SUBMISSION_ENTRIES) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => plain.build(SUBMISSION_ENTRIES),
+        made => made,
     }
 }
 

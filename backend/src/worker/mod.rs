@@ -296,14 +296,18 @@ impl Worker {
             }
             return self.take_events(0, events);
         }
-        let longest = self.patience().now();
+        // To look around for what other threads do, a flush above all, could keep their processor from them.
+        let waits_for_threads = !self.requests.is_empty() && !self.engine.has_io();
+        let longest = if waits_for_threads { Duration::ZERO } else { self.patience().now() };
         let pause = (longest > Duration::ZERO).then(Instant::now);
         if pause.is_some_and(|began| self.look_around(began, longest)) || self.ask_for_kicks() {
             return Ok(0);
         }
         let began = pause.unwrap_or_else(Instant::now);
         let count = self.take_events(self.longest_sleep_ms(), events)?;
-        self.patience().learn(began.elapsed());
+        if !waits_for_threads {
+            self.patience().learn(began.elapsed());
+        }
         Ok(count)
     }
 
