@@ -19,6 +19,9 @@ use crate::verify::{Finding, Plan, Step, Totals, check};
 use crate::writer::{Writer, WriterOptions};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+/// A repair goes on while that mends more, but not for ever on a store that somebody has made for it.
+const ROUNDS_MAX: u32 = 4;
+
 /// A finding of the check before, and whether the check after did not have it any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -94,15 +97,18 @@ impl<D: Device> Writer<D> {
         let mut after = Vec::new();
         let mut is_due =
             !before.is_empty() || totals.wrong_hints > 0 || self.head_replay != self.tail.position();
-        while is_due {
+        let mut rounds_left = ROUNDS_MAX;
+        while is_due && rounds_left > 0 {
+            rounds_left -= 1;
             if let Err(error) = self.mend(&plan) {
                 return Err(self.stop(error));
             }
             after.clear();
-            let unknown_seq = plan.unknown_seq;
+            let (unknown_seq, stale) = (plan.unknown_seq, plan.stale);
             (totals, plan) = self.check(progress, &mut after)?;
-            // A segment table that is whole again leads to Summaries, and those name records that were nameless: that mends more.
-            is_due = plan.unknown_seq < unknown_seq;
+            // A segment table that is whole again leads to Summaries, and those name records that were nameless; a page that is whole
+            // again shows which entries it leaves behind. That mends more.
+            is_due = plan.unknown_seq < unknown_seq || plan.stale.iter().any(|entry| !stale.contains(entry));
         }
         let left: HashSet<&Finding> = after.iter().collect();
         for finding in before.iter().filter(|finding| !left.contains(finding)) {

@@ -76,6 +76,9 @@ pub fn find_free<D: Device>(
         if entry.state == SegmentState::Free
             && let Some(generation) = entry.generation.checked_add(1)
         {
+            // Nobody seals what was never closed; and where a writer that was replaced still runs, its trial could put back what
+            // the block held before the other one wrote there.
+            let is_tried = is_tried && entry.generation > 0;
             if is_tried && !is_writable(pages.device, pages.superblock.geometry.first_block(segment))? {
                 found.refused_segments += 1;
                 continue;

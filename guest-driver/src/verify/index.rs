@@ -123,7 +123,10 @@ impl Check<'_> {
         }
         if first.is_none_or(|(page, other)| other.seq <= self.end_seq && (page, other) != (page_no, *entry)) {
             let fact = format!("the entry for sequence {} is not the one that its path leads to", entry.seq);
-            self.plan.stale.push((page_no, *entry));
+            // Where the log is damaged before its record, nothing else knows it: then it stays.
+            if first.is_some() || self.plan.missing.iter().any(|(_, record)| record.seq == entry.seq) {
+                self.plan.stale.push((page_no, *entry));
+            }
             self.found(Some(&header.meta), &place, &fact)?;
         }
         Ok(())
