@@ -231,7 +231,6 @@ impl<D: Device> Writer<D> {
             let full = Error::NoSpace { needed_blocks: blocks, refused_segments: 0 };
             return if is_last { Err(full) } else { Ok(()) };
         }
-        self.check_lease()?; // a free segment may be tried by a write
         let next = next_free(&mut self.pages(), current, blocks, reserve)?;
         let seal = batch.push_seal(next, &geometry);
         self.pages().apply(&seal)
