@@ -361,8 +361,8 @@ fn pending_is_eagain_and_corrupt_is_eio() {
         .unwrap();
     assert_eq!(errno(fs::read(mount.path("damaged"))), libc::EIO);
     assert_eq!(fs::read(mount.path("whole")).unwrap(), b"whole");
-    let Store { writer, image, scratch: _scratch } = store;
-    writer.close().unwrap();
+    store.writer.close().unwrap(); // what else the store has outlives the mount
+    let image = store.image;
     let device =
         CutOff { device: RawDevice::open_writer(&image).unwrap(), is_flushed: AtomicBool::new(false) };
     let mut writer = Writer::open(&device, &WriterOptions::default()).unwrap();
