@@ -367,6 +367,14 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_header_names_only_what_is_before_it() {
+        for (previous_version_seq, is_right) in [(4, true), (5, false), (6, false)] {
+            let header = Header { previous_version_seq, ..header("a", b"data") };
+            assert_eq!(Header::parse(&header.encode(SEED), SEED).is_ok(), is_right, "{previous_version_seq}");
+        }
+    }
+
+    #[test]
     fn headers_round_trip_and_every_changed_byte_is_noticed() {
         let header = header("a/b.png", b"data");
         let bytes = header.encode(SEED);

@@ -77,8 +77,8 @@ impl<D: Device> Writer<D> {
         }
     }
 
-    /// Checks everything, mends what follows from the log, and checks everything again; once more where that made more of it known. Commits must wait meanwhile. Returns the
-    /// totals of the last check: what it still finds cannot be mended.
+    /// Checks everything, mends what follows from the log, and checks everything again; once more where that made more of it known.
+    /// Commits must wait meanwhile. Returns the totals of the last check: what it still finds cannot be mended.
     ///
     /// # Errors
     /// A device error or [`Error::Fenced`]: the writer has stopped, and what was mended so far is harmless;

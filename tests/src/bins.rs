@@ -48,9 +48,9 @@ pub fn gateway_binary() -> PathBuf {
 
 /// The guest helper as a static binary, fit for an initramfs without libraries.
 pub fn static_receipt_binary() -> PathBuf {
-    locate(
+    static_binary(
+        "receipt",
         "RECEIPT",
-        &["x86_64-unknown-linux-gnu/release/receipt"],
         "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target x86_64-unknown-linux-gnu \
          -p receipt --bin receipt",
     )
