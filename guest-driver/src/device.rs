@@ -5,6 +5,7 @@
 
 use crate::error::{DeviceError, DeviceOp};
 use crate::layout::BLOCK_BYTES_USIZE;
+use std::ops::Deref;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Result of one device operation.
@@ -110,34 +111,8 @@ pub(crate) fn write_zeroes_plainly<D: Device + ?Sized>(
     Ok(())
 }
 
-impl<T: Device + ?Sized> Device for &T {
-    fn size_bytes(&self) -> u64 {
-        (**self).size_bytes()
-    }
-    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
-        (**self).read(offset_bytes, buf)
-    }
-    fn write(&self, offset_bytes: u64, buf: &[u8]) -> DeviceResult<()> {
-        (**self).write(offset_bytes, buf)
-    }
-    fn write_many<'a>(&self, writes: &mut dyn Iterator<Item = BlockWrite<'a>>) -> DeviceResult<()> {
-        (**self).write_many(writes)
-    }
-    fn read_many(&self, reads: &mut [BlockRead<'_>]) -> DeviceResult<()> {
-        (**self).read_many(reads)
-    }
-    fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
-        (**self).write_zeroes(offset_bytes, len_bytes)
-    }
-    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> DeviceResult<()> {
-        (**self).discard(offset_bytes, len_bytes)
-    }
-    fn flush(&self) -> DeviceResult<()> {
-        (**self).flush()
-    }
-}
-
-impl<T: Device + ?Sized> Device for std::sync::Arc<T> {
+/// A device behind a reference, an `Arc` or a `Box`.
+impl<P: Deref<Target: Device>> Device for P {
     fn size_bytes(&self) -> u64 {
         (**self).size_bytes()
     }
