@@ -457,8 +457,7 @@ fn put_old(store: &mut Store, path: &str, data: &[u8]) {
 fn run_expiry(store: &mut Store) -> u64 {
     let reader = Reader::new(RawDevice::open_reader(&store.image).unwrap(), "image");
     let today = day::day_of_ms(receipt_store::clock_ms());
-    let options =
-        ExpireOptions { is_dry_run: false, today: Some(today), compact_percent: 50, clock_day: today };
+    let options = ExpireOptions::of_day(today);
     let mut retired = 0;
     let report = |event: ExpireEvent<'_>| {
         retired += u64::from(matches!(event, ExpireEvent::Retired { .. }));

@@ -89,8 +89,8 @@ fn put(writer: &mut Writer<GuestDisk>, number: u64, issued: &str) -> Result<(), 
 
 fn run_expiry(host: &Host) -> receipt_store::expire::ExpireTotals {
     let mut writer = host.writer();
-    let clock_day = writer.clock_day();
-    let options = ExpireOptions { is_dry_run: false, today: None, compact_percent: 0, clock_day };
+    let options =
+        ExpireOptions { today: None, compact_percent: 0, ..ExpireOptions::of_day(writer.clock_day()) };
     let totals = expire(&host.reader(), &mut |step| step(&mut writer), options, |_| Ok(())).unwrap();
     writer.close().unwrap();
     totals

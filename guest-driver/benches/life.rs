@@ -1,9 +1,10 @@
 //! Gets while receipts are stored and expiry frees the segments of older ones, against gets while receipts are stored and nothing expires.
-//! Run with `tests/bench.sh life`; `RECEIPT_BENCH_DIR` says where the file lies (1 GiB), by default the folder for build results.
+//! Run with `tests/bench.sh life`; `RECEIPT_BENCH_PACE` is the pace of expiry in percent, `RECEIPT_BENCH_DIR` says where the file lies (1 GiB), by default the folder for build results.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)] // a failed step of a benchmark may panic anywhere
 
-use receipt_store::expire::{COMPACT_PERCENT, ExpireOptions, ExpireTotals, expire};
+use receipt_store::expire::{ExpireOptions, ExpireTotals, WORK_PERCENT, expire};
+use receipt_store::pace::Pace;
 use receipt_store::{
     CommitLimits, FormatOptions, OwnedChange, RawDevice, Reader, ReceiptPath, SharedWriter, Term, Writer,
     WriterOptions, day, format,
@@ -45,6 +46,11 @@ fn main() {
     }
     shared.close().unwrap();
     std::fs::remove_file(&file).unwrap();
+}
+
+/// Percent of the time that expiry works.
+fn pace() -> u8 {
+    std::env::var("RECEIPT_BENCH_PACE").map_or(WORK_PERCENT, |percent| percent.parse().unwrap())
 }
 
 fn path(text: &str) -> ReceiptPath {
@@ -122,12 +128,7 @@ fn measure(shared: &SharedWriter<RawDevice>, file: &Path, tag: &str, has_expiry:
         if has_expiry {
             let reader = Reader::new(RawDevice::open_reader(file).unwrap(), "disk");
             let today = day::day_of_ms(receipt_store::clock_ms());
-            let options = ExpireOptions {
-                is_dry_run: false,
-                today: Some(today),
-                compact_percent: COMPACT_PERCENT,
-                clock_day: today,
-            };
+            let options = ExpireOptions { pace: Pace::new(pace()), ..ExpireOptions::of_day(today) };
             let steps: receipt_store::expire::WithWriter<'_, RawDevice> =
                 &mut |step| shared.exclusively(|writer| step(writer));
             totals = expire(&reader, steps, options, |_| Ok(())).unwrap();

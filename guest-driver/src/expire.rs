@@ -14,11 +14,13 @@ pub use inspect::Inspected;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::layout::{BATCH_RECORDS_MAX, BLOCK_BYTES};
+use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES};
+use crate::pace::{Pace, Paced};
 use crate::path::ReceiptPath;
 use crate::policy::Retention;
 use crate::reader::Reader;
 use crate::record::Header;
+use crate::sealed::Undiscarded;
 use crate::superblock::Superblock;
 use crate::table::TableEntry;
 use crate::writer::Writer;
@@ -26,6 +28,10 @@ use empty::chunks;
 
 /// Segments of which at least so many percent can be freed are emptied by copying the rest.
 pub const COMPACT_PERCENT: u8 = 50;
+/// Percent of the time that expiry works where nothing is said.
+pub const WORK_PERCENT: u8 = 20;
+/// Most bytes of copies in one commit where there are pauses.
+const PACED_BYTES_MAX: u64 = 256 << 10;
 
 /// How expiry works.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +44,22 @@ pub struct ExpireOptions {
     pub compact_percent: u8,
     /// Today by the clock.
     pub clock_day: u32,
+    /// How much of the time it works.
+    pub pace: Pace,
+}
+
+impl ExpireOptions {
+    /// Removes what is over on `today`, as a day that the operator confirms, with copies and without pauses.
+    #[must_use]
+    pub fn of_day(today: u32) -> Self {
+        Self {
+            is_dry_run: false,
+            today: Some(today),
+            compact_percent: COMPACT_PERCENT,
+            clock_day: today,
+            pace: Pace::new(100),
+        }
+    }
 }
 
 /// What expiry has done, or would do.
@@ -84,6 +106,7 @@ struct Run<'a, R, D, F> {
     writer: WithWriter<'a, D>,
     options: ExpireOptions,
     totals: ExpireTotals,
+    paced: Paced,
     report: F,
 }
 
@@ -99,9 +122,18 @@ pub fn expire<R: Device, D: Device>(
     report: impl FnMut(ExpireEvent<'_>) -> Result<()>,
 ) -> Result<ExpireTotals> {
     let superblock = &*reader.superblock_now()?;
-    let mut run = Run { reader, writer, options, totals: ExpireTotals::default(), report };
+    let mut run = Run {
+        reader,
+        writer,
+        options,
+        totals: ExpireTotals::default(),
+        paced: Paced::new(options.pace),
+        report,
+    };
     let today = run.confirm_today(&Retention::read(reader.device(), superblock)?)?;
-    run.discard_retired()?;
+    if !options.is_dry_run {
+        run.discard_retired()?;
+    }
     let segments = reader.segments_to_inspect(superblock)?;
     let count = segments.len() as u64;
     for ((segment, entry, may_go), done) in segments.into_iter().zip(0..) {
@@ -146,14 +178,33 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
         Ok(day)
     }
 
-    /// Gives room back that the host did not take when its segment was retired.
+    /// Gives room back that the host did not take when its segment was retired, or that a run which was ended has left.
     fn discard_retired(&mut self) -> Result<()> {
-        let mut next = Some(0).filter(|_| !self.options.is_dry_run);
+        let mut next = Some(0);
         while let Some(first) = next {
+            let mut found = Undiscarded::default();
             (self.writer)(&mut |writer| {
-                next = writer.discard_retired(first)?;
+                found = writer.find_undiscarded(first)?;
                 Ok(())
             })?;
+            self.paced.rest();
+            if let Some((segment, generation)) = found.segment {
+                self.discard(segment, generation)?;
+            }
+            next = found.next;
+        }
+        Ok(())
+    }
+
+    /// Gives the room of a retired segment back, piece by piece.
+    fn discard(&mut self, segment: u64, generation: u32) -> Result<()> {
+        let mut end_bytes = u64::MAX;
+        while end_bytes > 0 {
+            (self.writer)(&mut |writer| {
+                end_bytes = writer.discard_piece(segment, generation, end_bytes)?;
+                Ok(())
+            })?;
+            self.paced.rest();
         }
         Ok(())
     }
@@ -166,7 +217,10 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
         entry: &TableEntry,
     ) -> Result<()> {
         let retention = Retention::read(self.reader.device(), superblock)?;
-        let mut found = self.reader.inspect(superblock, &retention, today, segment, entry)?;
+        let mut found = {
+            let rest = || self.paced.rest();
+            self.reader.inspect(superblock, &retention, today, (segment, entry), &rest)?
+        };
         if !may_go {
             found.pinned = Some("the log ends in it".to_owned());
         }
@@ -218,8 +272,10 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
     /// Copies what stays and retires the segment; false when something has changed meanwhile, or there is no room.
     fn empty_and_retire(&mut self, retention: &Retention, found: &Inspected) -> Result<bool> {
         let mut is_empty = true;
-        for some in chunks(&found.staying) {
+        let bytes_max = if self.paced.has_pauses() { PACED_BYTES_MAX } else { BATCH_BYTES_MAX };
+        for some in chunks(&found.staying, bytes_max) {
             let done = (self.writer)(&mut |writer| writer.move_out(some));
+            self.paced.rest();
             match done {
                 Ok(()) => {}
                 Err(Error::NoSpace { .. } | Error::IndexFull { .. } | Error::CorruptReceipt { .. }) => {
@@ -235,8 +291,10 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
                 is_retired = writer.retire(retention, found)?;
                 Ok(())
             })?;
+            self.paced.rest();
         }
         if is_retired {
+            self.discard(found.segment, found.generation)?;
             self.report_expired(&found.expired)?;
             self.count_retired(found, found.staying.len() as u64)?;
         }
@@ -256,6 +314,7 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
                 Err(Error::NoSpace { .. }) => return Ok(()), // until room was made
                 Err(error) => return Err(error),
             }
+            self.paced.rest();
         }
         Ok(())
     }

@@ -43,6 +43,7 @@ pub mod list;
 pub mod locator;
 pub mod log;
 pub mod orders;
+pub mod pace;
 pub mod page;
 pub mod page_store;
 pub mod path;

@@ -1,10 +1,11 @@
 //! Orders to the process that holds the writer, as JSON objects, and what it says while it carries them out: policy, holds, erasure, expiry, growth.
 //!
 //! `{"do": "policy", "class", "years" (a number, "forever" or "none"), "from_year_end"}`, `{"do": "hold", "prefix", "until" (day or none)}`,
-//! `{"do": "release", "prefix"}`, `{"do": "erase", "path", "reason"}`, `{"do": "expire", "dry_run", "today", "compact"}`, `{"do": "grow"}`. Days are
+//! `{"do": "release", "prefix"}`, `{"do": "erase", "path", "reason"}`, `{"do": "expire", "dry_run", "today", "compact", "pace"}`, `{"do": "grow"}`. Days are
 //! counted since 1970.
 
-use crate::expire::{ExpireEvent, ExpireOptions, WithWriter, expire};
+use crate::expire::{ExpireEvent, ExpireOptions, WORK_PERCENT, WithWriter, expire};
+use crate::pace::Pace;
 use crate::policy::CLASS_COUNT;
 use crate::{Error, Hold, RawDevice, Reader, ReceiptPath, Result, Term, Writer, day};
 use serde_json::{Value, json};
@@ -118,6 +119,7 @@ fn run_expire(
         today: day_of(&order["today"])?,
         compact_percent: order["compact"].as_u64().and_then(|n| u8::try_from(n).ok()).unwrap_or_default(),
         clock_day: day::day_of_ms(crate::clock_ms()),
+        pace: Pace::new(order["pace"].as_u64().and_then(|n| u8::try_from(n).ok()).unwrap_or(WORK_PERCENT)),
     };
     let totals = expire(reader, writer, options, |event| {
         say(match event {

@@ -2,10 +2,10 @@
 //!
 //! 1. a Retire record, flushed, says which segment goes and which part of the chain;
 //! 2. the entries of its receipts leave the index, flushed;
-//! 3. the room is discarded; 4. the table says that the segment is free.
+//! 3. the table says that the segment is free; 4. its room is discarded, in pieces, unless something has opened it meanwhile.
 //!
 //! Invariants: the segment lies before the replay position, so no recovery needs its records; while the Retire record is in the replay window a
-//! crash repeats steps 2 to 4; a segment that was opened again since is not discarded. A reader that still holds an old entry finds another
+//! crash repeats steps 2 to 4, and after that every run of expiry step 4; a segment that was opened again since is not discarded. A reader that still holds an old entry finds another
 //! record or none and starts again at the index.
 
 use crate::apply::Pages;
@@ -221,7 +221,7 @@ impl<D: Device> Pages<'_, D> {
 }
 
 /// Gives the room of a retired segment back to the host; nothing relies on what is read there afterwards.
-pub(crate) fn discard(device: &dyn Device, geometry: &Geometry, segment: u64) {
+fn discard(device: &dyn Device, geometry: &Geometry, segment: u64) {
     let bytes = geometry.blocks_per_segment() * BLOCK_BYTES;
     // A disk that cannot is no error: the segment is written over some day.
     let _ = device.discard(block_offset(geometry.first_block(segment)), bytes);
@@ -284,8 +284,7 @@ pub(crate) fn carry_out<D: Device>(
                 };
                 let mut pages = Pages { device, superblock, store: &mut *store, window_puts: 0 };
                 pages.remove_entries(&retired)?;
-                discard(device, &superblock.geometry, retired.segment);
-                // crash here: nothing points into the segment; recovery discards it again and frees it.
+                // crash here: nothing points into the segment; recovery frees and discards it.
                 pages.apply(header)?;
                 store.write_staged(device)?;
             }

@@ -106,6 +106,8 @@ pub enum Rule {
     RetireRepeats,
     /// Recovery discards a retired segment only if nothing has opened it since.
     OnlyFreeDiscarded,
+    /// A piece of a retired segment is discarded only if nothing has opened the segment since.
+    DiscardLooks,
     /// Every record of a segment is looked at before it is retired.
     RetireLooks,
     /// A segment is retired only if it lies before the replay position.

@@ -12,9 +12,13 @@ use crate::list::{free_segments, used_segments};
 use crate::log::read_blocks;
 use crate::reader::Reader;
 use crate::record::{Header, Kind};
-use crate::retire::{discard, walk_segment};
+use crate::retire::walk_segment;
+use crate::rules::Rule;
 use crate::table::SegmentState;
 use crate::writer::Writer;
+
+/// Most bytes of one discard: a file system keeps other requests waiting meanwhile.
+const DISCARD_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes of the disk: a whole segment, or neighbours joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,15 @@ pub fn join_spans(mut spans: Vec<ByteSpan>) -> Vec<ByteSpan> {
         }
     }
     joined
+}
+
+/// What a search for room that was not given back has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Undiscarded {
+    /// A retired segment and its generation.
+    pub segment: Option<(u64, u32)>,
+    /// Where to go on.
+    pub next: Option<u64>,
 }
 
 /// A segment that was retired and not opened again.
@@ -136,20 +149,45 @@ impl<D: Device> Writer<D> {
         Ok(())
     }
 
-    /// Gives the room of retired segments back once more, from the number `first` on: a sealed one was refused when it was retired. Returns where to go on.
-    pub(crate) fn discard_retired(&mut self, first: u64) -> Result<Option<u64>> {
-        let geometry = self.superblock.geometry.clone();
-        let end = first.saturating_add(TABLE_ENTRIES_PER_PAGE).min(geometry.segment_count);
-        for segment in (first..end).filter(|segment| geometry.is_data_segment(*segment)) {
+    /// The first of some retired segments from the number `first` on whose room was not given back, and where to go on.
+    pub(crate) fn find_undiscarded(&mut self, first: u64) -> Result<Undiscarded> {
+        let count = self.superblock.geometry.segment_count;
+        let end = first.saturating_add(TABLE_ENTRIES_PER_PAGE).min(count);
+        for segment in first..end {
+            if !self.superblock.geometry.is_data_segment(segment) {
+                continue;
+            }
             let entry = self.pages().table_entry(segment)?;
             if entry.state == SegmentState::Free
                 && entry.generation > 0
                 && !self.begins_with_zeroes(segment)?
             {
-                discard(&self.device, &geometry, segment);
+                let next = segment + 1;
+                return Ok(Undiscarded {
+                    segment: Some((segment, entry.generation)),
+                    next: (next < count).then_some(next),
+                });
             }
         }
-        Ok((end < geometry.segment_count).then_some(end))
+        Ok(Undiscarded { segment: None, next: (end < count).then_some(end) })
+    }
+
+    /// Gives back the piece of a retired segment that ends at `end_bytes` of it, or its last one, if nothing has opened the segment since. Returns
+    /// where the piece before ends: 0 when there is none, or the disk takes none. The first block goes last: while it is not zeroes, the next
+    /// run of expiry begins again.
+    pub(crate) fn discard_piece(&mut self, segment: u64, generation: u32, end_bytes: u64) -> Result<u64> {
+        self.check_lease()?;
+        let entry = self.pages().table_entry(segment)?;
+        let is_free = entry.state == SegmentState::Free && entry.generation == generation;
+        if !is_free && Rule::DiscardLooks.holds() {
+            return Ok(0);
+        }
+        let geometry = &self.superblock.geometry;
+        let end_bytes = end_bytes.min(geometry.segment_bytes);
+        let start_bytes = end_bytes.saturating_sub(DISCARD_BYTES_MAX);
+        let first_bytes = block_offset(geometry.first_block(segment));
+        let done = self.device.discard(first_bytes + start_bytes, end_bytes - start_bytes);
+        Ok(if done.is_ok() { start_bytes } else { 0 })
     }
 }
 

@@ -7,7 +7,7 @@
 
 use receipt_store::device::{Device, DeviceResult};
 use receipt_store::error::{DeviceError, DeviceOp};
-use receipt_store::expire::{COMPACT_PERCENT, ExpireEvent, ExpireOptions, expire};
+use receipt_store::expire::{ExpireEvent, ExpireOptions, expire};
 use receipt_store::{
     Error, FormatOptions, Hold, Put, Reader, ReceiptPath, Result, Term, Writer, WriterOptions, day, format,
 };
@@ -237,12 +237,7 @@ fn expire_month(life: &mut Life) {
     };
     life.work(|life, writer| {
         let reader = Reader::new(life.disk.clone(), "disk");
-        let options = ExpireOptions {
-            is_dry_run: false,
-            today: Some(today),
-            compact_percent: COMPACT_PERCENT,
-            clock_day: today,
-        };
+        let options = ExpireOptions::of_day(today);
         let mut over = HashSet::new();
         let totals = expire(&reader, &mut |step| step(writer), options, |event| {
             if let ExpireEvent::Expired(path, _) = event {

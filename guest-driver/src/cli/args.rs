@@ -154,6 +154,9 @@ pub enum Command {
         /// Copy what is kept out of segments of which so many percent can be freed; 0 = never.
         #[arg(long, value_name = "PERCENT", default_value_t = receipt_store::expire::COMPACT_PERCENT)]
         compact: u8,
+        /// Work so many percent of the time and pause for the rest; 100 = no pauses.
+        #[arg(long, value_name = "PERCENT", default_value_t = receipt_store::expire::WORK_PERCENT, value_parser = clap::value_parser!(u8).range(1..101))]
+        pace: u8,
     },
     /// Zero the data of every version of a path, before its term if need be; the headers and the reason stay.
     Erase {

@@ -23,8 +23,8 @@ fn order(command: &Command) -> Result<Value> {
             json!({ "do": "hold", "prefix": prefix, "until": date(until)? })
         }
         Command::Release { prefix } => json!({ "do": "release", "prefix": prefix }),
-        Command::Expire { dry_run, today, compact } => {
-            json!({ "do": "expire", "dry_run": dry_run, "today": date(today)?, "compact": compact })
+        Command::Expire { dry_run, today, compact, pace } => {
+            json!({ "do": "expire", "dry_run": dry_run, "today": date(today)?, "compact": compact, "pace": pace })
         }
         Command::Grow => json!({ "do": "grow" }),
         Command::Erase { path, reason } => json!({ "do": "erase", "path": path, "reason": reason }),

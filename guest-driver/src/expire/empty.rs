@@ -4,7 +4,7 @@ use super::inspect::Inspected;
 use crate::batch::{Batch, Draft};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES};
+use crate::layout::{BATCH_RECORDS_MAX, BLOCK_BYTES};
 use crate::log::read_blocks;
 use crate::path::ReceiptPath;
 use crate::policy::Retention;
@@ -16,13 +16,13 @@ use crate::table::SegmentState;
 use crate::writer::Writer;
 use std::borrow::Cow;
 
-/// Pieces of one group commit each.
-pub(super) fn chunks(headers: &[Header]) -> Vec<&[Header]> {
+/// Pieces of one group commit each, of at most `bytes_max` or a record.
+pub(super) fn chunks(headers: &[Header], bytes_max: u64) -> Vec<&[Header]> {
     let mut pieces = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (at, header) in headers.iter().enumerate() {
         let len = u64::from(header.blocks) * BLOCK_BYTES;
-        if at > start && (bytes + len > BATCH_BYTES_MAX || at - start >= BATCH_RECORDS_MAX / 2) {
+        if at > start && (bytes + len > bytes_max || at - start >= BATCH_RECORDS_MAX / 2) {
             pieces.push(&headers[start..at]);
             (start, bytes) = (at, 0);
         }

@@ -47,7 +47,7 @@ impl Inspected {
 }
 
 impl<D: Device> Reader<D> {
-    /// Looks at every record of a sealed segment: one read a record, and one or two a receipt.
+    /// Looks at every record of a sealed segment: one read a record, and one or two a receipt. Between two it calls `rest`.
     ///
     /// # Errors
     /// A device error.
@@ -56,8 +56,8 @@ impl<D: Device> Reader<D> {
         superblock: &Superblock,
         retention: &Retention,
         today: u32,
-        segment: u64,
-        entry: &TableEntry,
+        (segment, entry): (u64, &TableEntry),
+        rest: &dyn Fn(),
     ) -> Result<Inspected> {
         let mut found = Inspected {
             segment,
@@ -86,6 +86,7 @@ impl<D: Device> Reader<D> {
             };
             let range = found.range.get_or_insert(first);
             (range.last_seq, range.last_hash) = (header.seq, hash);
+            rest();
             self.inspect_record(superblock, retention, today, header, &mut found)
         })?;
         if !is_sealed {

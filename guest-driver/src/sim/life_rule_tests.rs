@@ -65,6 +65,11 @@ const ROWS: &[Row] = &[
         "a segment opened again",
         tests::a_retired_segment_that_was_opened_again_is_not_discarded,
     ),
+    (
+        &[Rule::DiscardLooks],
+        "a segment opened between two discards",
+        tests::a_segment_that_is_opened_between_two_discards_keeps_what_is_stored_there,
+    ),
     (&[Rule::RetireLooks], "mixed classes", tests::mixed_classes_free_their_room_by_copying_what_stays),
     (
         &[Rule::RetireBeforeReplay],

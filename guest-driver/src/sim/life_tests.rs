@@ -3,9 +3,11 @@
 mod crashes;
 mod expiry;
 mod growth;
+mod pacing;
 
 pub(super) use crashes::*;
 pub(super) use expiry::*;
+pub(super) use pacing::*;
 
 use super::{Fate, Sim, SimWriter};
 use crate::expire::{ExpireEvent, ExpireOptions, ExpireTotals, expire};
@@ -63,8 +65,12 @@ pub(super) fn run_expire(
     is_dry_run: bool,
 ) -> Result<(ExpireTotals, Vec<String>)> {
     let reader = Reader::new(sim.reader_of_now(), "sim");
-    let options =
-        ExpireOptions { is_dry_run, today, compact_percent: percent, clock_day: writer.clock_day() };
+    let options = ExpireOptions {
+        is_dry_run,
+        today,
+        compact_percent: percent,
+        ..ExpireOptions::of_day(writer.clock_day())
+    };
     let mut gone = Vec::new();
     let totals = expire(&reader, &mut |step| step(writer), options, |event| {
         if let ExpireEvent::Expired(path, _) = event {

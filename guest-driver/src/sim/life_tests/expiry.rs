@@ -261,14 +261,14 @@ pub(in crate::sim) fn a_hold_that_comes_while_expiry_runs_counts() {
     let day = DAY + 400;
     let mut writer = open(&sim, day);
     let reader = Reader::new(sim.reader_of_now(), "sim");
-    let options = ExpireOptions { is_dry_run: false, today: Some(day), compact_percent: 50, clock_day: day };
+    let options = ExpireOptions::of_day(day);
     let mut steps = 0;
     let mut gone = Vec::new();
     expire(
         &reader,
         &mut |step| {
             steps += 1;
-            if steps == 4 {
+            if steps == 5 {
                 // Between looking at a segment and retiring it.
                 writer.hold(&Hold { prefix: b"h/".to_vec(), until_day: None })?;
             }
@@ -347,13 +347,7 @@ pub(in crate::sim) fn a_repair_of_the_segment_table_brings_nothing_back() {
     let mut writer = open(&sim, DAY + 400);
     let mut freed = Vec::new();
     let reader = Reader::new(sim.reader_of_now(), "sim");
-    let options_now = ExpireOptions {
-        is_dry_run: false,
-        today: Some(DAY + 400),
-        compact_percent: 50,
-        clock_day: DAY + 400,
-    };
-    expire(&reader, &mut |step| step(&mut writer), options_now, |event| {
+    expire(&reader, &mut |step| step(&mut writer), ExpireOptions::of_day(DAY + 400), |event| {
         if let ExpireEvent::Retired { segment, .. } = event {
             freed.push(segment);
         }
