@@ -35,15 +35,20 @@ done
 # A busybox without shared libraries: the host's own, or one unpacked from the package, since busybox-static cannot be
 # installed beside busybox.
 find_busybox() {
+    local fresh
     busybox=$(command -v busybox || true)
     if [ -n "$busybox" ] && ! ldd "$busybox" >/dev/null 2>&1; then return 0; fi
     busybox=$build_dir/busybox/bin/busybox
     [ ! -x "$busybox" ] || return 0
     apt_update_once busybox-static
-    mkdir -p "$build_dir/busybox"
-    (cd "$build_dir/busybox" && apt-get -qq download busybox-static >&2 && dpkg-deb -x ./*.deb . && rm ./*.deb) ||
+    # Whole or not at all: another call may be about the same.
+    mkdir -p "$build_dir"
+    fresh=$(mktemp -d "$build_dir/busybox.XXXXXX")
+    (cd "$fresh" && apt-get -qq download busybox-static >&2 && dpkg-deb -x ./*.deb . && rm ./*.deb) ||
         die "could not download busybox-static; check the network and the apt sources"
-    [ -x "$busybox" ] || mv "$build_dir/busybox/usr/bin" "$build_dir/busybox/bin"
+    [ -x "$fresh/bin/busybox" ] || mv "$fresh/usr/bin" "$fresh/bin"
+    mv -T "$fresh" "$build_dir/busybox" 2>/dev/null || rm -rf "$fresh"
+    [ -x "$busybox" ]
 }
 
 # The file of a module by its name (the kernel writes - and _ for the same thing), or nothing.

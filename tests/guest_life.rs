@@ -1,15 +1,22 @@
 //! What happens in the life of a QEMU guest: reboots, drivers that leave and come back, a file system of its own.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::Command;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use receiptdisk_tests::{Backend, Guest, GuestImage, Scratch, Serve, Stand, exercise_binary, until};
+use receiptdisk_tests::raw::RawGuest;
+use serde_json::json;
 
-/// A backend and its only guest, which ends first.
+use receiptdisk_tests::{
+    Backend, Ctl, Guest, GuestImage, Polite, Qmp, SECTOR, Scratch, Serve, Stand, exercise_binary,
+    kexec_binary, until,
+};
+
+/// A backend and its QEMU guest, which ends first.
 struct Machine {
     guest: Guest,
+    /// The served disk, as the guest calls it.
+    disk: String,
     backend: Backend,
     scratch: Scratch,
 }
@@ -17,19 +24,29 @@ struct Machine {
 impl Machine {
     /// `made` and `options` are those of make-initramfs.sh and run-guest.sh.
     fn boot(made: &[String], options: &[&str]) -> Self {
-        let scratch = Scratch::new();
+        Self::boot_in(Scratch::new(), command, &image(made), options)
+    }
+
+    fn boot_in(scratch: Scratch, serve: fn(&Scratch) -> Serve, image: &GuestImage, options: &[&str]) -> Self {
         scratch.image(2 * Stand::SIZE);
-        let backend = command(&scratch).start();
-        let exercise = format!("{}:/bin/exercise", exercise_binary().display());
-        let image = GuestImage::of(&[made, &["--add".into(), exercise]].concat());
+        let backend = serve(&scratch).start();
         let qmp = scratch.join("qmp.sock");
         let options = [&["--memory", "192M", "--qmp", qmp.to_str().unwrap()], options].concat();
-        let guest = Guest::boot("issuer", scratch.path(), &image, &options).ready();
-        Self { guest, backend, scratch }
+        let guest = Guest::boot("issuer", scratch.path(), image, &options).ready();
+        let mut machine = Self { guest, disk: String::new(), backend, scratch };
+        machine.disk = machine.device("receiptdisk");
+        machine
+    }
+
+    /// The disk whose serial begins so.
+    fn device(&mut self, serial: &str) -> String {
+        let found = self.guest.ok(&format!("cd /sys/block; grep -l ^{serial} vd*/serial; cd /"));
+        let name = found.split('/').next().unwrap();
+        format!("/dev/{name}")
     }
 
     fn exercise(&mut self) {
-        self.guest.ok("exercise /dev/vda 0 4194304 2 1 100 direct");
+        self.guest.ok(&format!("exercise {} 0 4194304 2 1 100 direct", self.disk));
     }
 
     fn descriptors(&mut self) -> usize {
@@ -39,27 +56,29 @@ impl Machine {
             (std::mem::replace(&mut last, now) == now).then_some(now)
         })
     }
+
+    /// Kills the backend and starts it again, or replaces it.
+    #[track_caller]
+    fn disturb(&mut self, kill: bool) {
+        if kill {
+            self.backend.kill();
+            self.backend = command(&self.scratch).start();
+        } else {
+            let fresh = command(&self.scratch).arg("--replace").spawn();
+            assert_eq!(self.backend.proc().wait().code, Some(0), "{}", fresh.log());
+            self.backend = fresh;
+        }
+    }
+}
+
+/// A guest's programs: `exercise` and what `made` adds, in the words of make-initramfs.sh.
+fn image(made: &[String]) -> GuestImage {
+    let exercise = format!("{}:/bin/exercise", exercise_binary().display());
+    GuestImage::of(&[made, &["--add".into(), exercise]].concat())
 }
 
 fn command(scratch: &Scratch) -> Serve {
     Serve::image(&scratch.join("disk.img")).arg("--control").arg(scratch.join("ctl.sock")).rw("issuer")
-}
-
-/// Presses the machine's reset button.
-fn press_reset(socket: &Path) {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    let mut answers = BufReader::new(stream.try_clone().unwrap());
-    let mut answer = || {
-        let mut line = String::new();
-        answers.read_line(&mut line).unwrap();
-        line
-    };
-    assert!(answer().contains("QMP"));
-    for command in ["qmp_capabilities", "system_reset"] {
-        writeln!(stream, "{{\"execute\":\"{command}\"}}").unwrap();
-        let answer = answer();
-        assert!(answer.contains("return") || answer.contains("RESET"), "{answer}");
-    }
 }
 
 #[test]
@@ -78,7 +97,7 @@ fn guest_reboots_and_its_driver_leaves_and_comes_back() {
         // Amid requests, by the button and by the guest's own kernel.
         machine.guest.ok("( exercise /dev/vda 0 4194304 4 1 /tmp/stop direct ) > /dev/null 2>&1 &");
         if round % 2 == 0 {
-            press_reset(&machine.scratch.join("qmp.sock"));
+            Qmp::connect(&machine.scratch.join("qmp.sock")).ok("system_reset", &json!({}));
         } else {
             machine.guest.type_line("echo b > /proc/sysrq-trigger");
         }
@@ -90,8 +109,8 @@ fn guest_reboots_and_its_driver_leaves_and_comes_back() {
     assert!(machine.backend.proc().is_running());
 }
 
-/// Programs of the host with the libraries that they need.
-fn with_libraries(programs: &[&str]) -> Vec<String> {
+/// Programs of the host and the libraries that they need.
+fn with_libraries(programs: &[&str]) -> Vec<PathBuf> {
     let output = Command::new("ldd").args(programs).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let libraries =
@@ -100,13 +119,19 @@ fn with_libraries(programs: &[&str]) -> Vec<String> {
         libraries.map(|file| file.trim_end_matches(':')).chain(programs.iter().copied()).collect();
     files.sort_unstable();
     files.dedup();
-    files.iter().flat_map(|file| ["--add".to_owned(), format!("{file}:{file}")]).collect()
+    files.iter().map(PathBuf::from).collect()
+}
+
+/// What make-initramfs.sh takes for these files at the places that they have on the host.
+fn added(files: &[PathBuf]) -> Vec<String> {
+    let add = |file: &PathBuf| ["--add".to_owned(), format!("{0}:{0}", file.display())];
+    files.iter().flat_map(add).collect()
 }
 
 /// ext4 on a disk that one guest has for itself, with a kill and a replacement of the backend amid the work.
 #[test]
 fn file_system_of_a_guest_is_whole() {
-    let mut made = with_libraries(&["/sbin/mke2fs", "/sbin/e2fsck"]);
+    let mut made = added(&with_libraries(&["/sbin/mke2fs", "/sbin/e2fsck"]));
     made.extend(["--module", "ext4"].map(String::from));
     let mut machine = Machine::boot(&made, &[]);
     let guest = &mut machine.guest;
@@ -118,16 +143,10 @@ fn file_system_of_a_guest_is_whole() {
     guest.ok("( while [ ! -e /tmp/stop ]; do cp /bin/busybox /mnt/b && mv /mnt/b /mnt/c && cmp /bin/busybox /mnt/c; done ) \
               > /tmp/files 2>&1 &");
     for round in 0..4 {
-        guest.ok("sync; cat /proc/diskstats > /dev/null; dd if=/dev/vda of=/dev/null bs=1M count=8 iflag=direct 2> /dev/null");
-        if round % 2 == 0 {
-            machine.backend.kill();
-            machine.backend = command(&machine.scratch).start();
-        } else {
-            let fresh = command(&machine.scratch).arg("--replace").spawn();
-            assert_eq!(machine.backend.proc().wait().code, Some(0), "{}", fresh.log());
-            machine.backend = fresh;
-        }
+        machine.guest.ok("sync; cat /proc/diskstats > /dev/null; dd if=/dev/vda of=/dev/null bs=1M count=8 iflag=direct 2> /dev/null");
+        machine.disturb(round % 2 == 0);
     }
+    let guest = &mut machine.guest;
     guest.ok("sync; touch /tmp/stop; wait");
     for log in ["/tmp/whole", "/tmp/parts"] {
         let operations = guest.ok(&format!("cat {log}"));
@@ -140,4 +159,108 @@ fn file_system_of_a_guest_is_whole() {
     let errors = guest.run("dmesg | grep -iE 'i/o error|ext4-fs error|blocked for more'");
     assert_eq!(errors.text, "", "the kernel of the guest noticed something");
     assert_eq!(machine.guest.power_off().code, Some(0));
+}
+
+/// An image of ext4 with these files of the host at their places, and folders for what a program finds there.
+fn file_system(scratch: &Scratch, files: &[PathBuf]) -> PathBuf {
+    let (root, image) = (scratch.join("root"), scratch.join("root.img"));
+    for folder in ["dev", "tmp", "proc"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    let mut bytes = 16 << 20;
+    for file in files {
+        let place = root.join(file.strip_prefix("/").unwrap());
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        bytes += fs::copy(file, place).unwrap();
+    }
+    let mut make = Command::new("/sbin/mke2fs");
+    make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"]).arg(&root).arg(&image);
+    assert!(make.arg(format!("{}k", bytes >> 10)).stdout(Stdio::null()).status().unwrap().success());
+    image
+}
+
+/// Random blocks written by fio and read back by it, with checksums in each: one job past the page cache with many requests
+/// in flight, one through it.
+const FIO: &str = "chroot /fio /usr/bin/fio --thread --disk_util=0 --filename=$disk --minimal --verify_fatal=1 --verify_backlog=64 \
+     --randseed=$n --name=direct --rw=randwrite --bsrange=4k-256k --size=16m --direct=1 --ioengine=libaio --iodepth=16 \
+     --verify=crc32c --fsync=64 \
+     --name=cached --rw=randrw --bsrange=512-64k --offset=24m --size=8m --ioengine=psync --verify=md5 --fsync=32";
+
+/// `fio --verify` on a disk that one guest has for itself, with kills and replacements of the backend amid its work.
+#[test]
+fn fio_finds_what_it_has_written() {
+    let scratch = Scratch::new();
+    let programs = file_system(&scratch, &with_libraries(&["/usr/bin/fio"]));
+    let raw = format!("{},fio,ro", programs.display());
+    let image = image(&["--module", "ext4"].map(String::from));
+    let mut machine = Machine::boot_in(scratch, command, &image, &["--raw", &raw]);
+    let programs = machine.device("fio");
+    machine.guest.ok(&format!(
+        "mkdir /fio && mount -t ext4 -o ro {programs} /fio && mount -t devtmpfs dev /fio/dev && mount -t tmpfs tmp /fio/tmp"
+    ));
+    machine.guest.ok(&format!(
+        "disk={}; ( n=0; while [ ! -e /tmp/stop ]; do n=$((n + 1)); {FIO} > /tmp/fio 2>&1 || {{ cat /tmp/fio; break; }}; done; \
+         echo $n ) > /tmp/log 2>&1 &",
+        machine.disk
+    ));
+    let ctl = Ctl::new(machine.scratch.join("ctl.sock"));
+    for round in 0..6 {
+        until("fio to get on", || {
+            let stats = ctl.stats("issuer");
+            ["writes", "reads"].iter().all(|what| stats[what].as_u64().unwrap() > 40).then_some(())
+        });
+        machine.disturb(round % 2 == 0);
+    }
+    machine.guest.ok("touch /tmp/stop; wait");
+    let log = machine.guest.ok("cat /tmp/log");
+    assert!(log.trim().parse::<u32>().is_ok_and(|rounds| rounds > 0), "{log}");
+    let errors = machine.guest.run("dmesg | grep -iE 'i/o error|blocked for more'");
+    assert_eq!(errors.text, "", "the kernel of the guest noticed something");
+    assert_eq!(machine.guest.power_off().code, Some(0));
+}
+
+/// Kernels that are started from one another; each costs half a minute on a busy machine without KVM.
+const RESTARTS: usize = 1;
+
+/// The kernel starts another one amid requests, and nobody presses a button: the old one leaves the disk as it is, the new one
+/// takes it up anew. The other guest notices nothing.
+#[test]
+fn guest_goes_over_to_another_kernel() {
+    let scratch = Scratch::new();
+    let image = image(&["--add".into(), format!("{}:/bin/kexec", kexec_binary().display())]);
+    let padded = |name: &str, file: &Path| {
+        let mut bytes = fs::read(file).unwrap();
+        bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
+        fs::write(scratch.join(name), bytes).unwrap();
+        format!("{},{name},ro", scratch.join(name).display())
+    };
+    let [kernel, initramfs] =
+        [("kernel", image.kernel()), ("initramfs", image.initramfs())].map(|(name, file)| padded(name, file));
+    let serve = |scratch: &Scratch| command(scratch).arg("--multi-writer").rw("other");
+    let mut machine = Machine::boot_in(scratch, serve, &image, &["--raw", &kernel, "--raw", &initramfs]);
+    let mut other = RawGuest::connect(&machine.backend.socket("other"));
+    other.start_queues(1);
+    let polite = Polite::start(other, Stand::SIZE / SECTOR as u64);
+    machine.exercise();
+    let (before, mut boots) = (machine.descriptors(), Vec::new());
+    for _ in 0..RESTARTS {
+        boots.push(machine.guest.ok("cat /proc/sys/kernel/random/boot_id"));
+        for name in ["kernel", "initramfs"] {
+            let device = machine.device(name);
+            machine.guest.ok(&format!("cat {device} > /tmp/{name}"));
+        }
+        let disk = machine.disk.clone();
+        machine.guest.ok(&format!("( exercise {disk} 0 4194304 4 1 /tmp/stop direct ) > /dev/null 2>&1 &"));
+        machine.guest.type_line("kexec /tmp/kernel /tmp/initramfs || echo no kexec");
+        machine.guest.wait_until_ready();
+        machine.disk = machine.device("receiptdisk");
+        let boot = machine.guest.ok("cat /proc/sys/kernel/random/boot_id");
+        assert!(!boots.contains(&boot), "another kernel runs");
+        machine.exercise();
+        polite.assert_goes_on();
+        assert!(machine.descriptors() <= before, "descriptors are left");
+    }
+    assert_eq!(machine.guest.power_off().code, Some(0));
+    drop(polite);
+    assert!(!machine.backend.log().contains("error="), "{}", machine.backend.log());
 }

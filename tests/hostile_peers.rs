@@ -1,16 +1,19 @@
 //! Front ends that use up what there is, take back what they gave, or change everything under load. A polite guest writes and
 //! reads all the while, and the next front end is welcome.
 
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use receiptdisk_tests::raw::{
-    Desc, GUEST_BASE, Memory, Message, RawGuest, Region, Request, SegmentFlags, code, desc_flags, kind,
-    mem_table, status,
+    Desc, GUEST_BASE, Inflight, Memory, Message, RawGuest, Region, Request, SegmentFlags, code, desc_flags,
+    kind, mem_table, status,
 };
 use receiptdisk_tests::rng::Rng;
-use receiptdisk_tests::{Ctl, DiskOp, FaultStand, Polite, SECTOR, Scratch, Serve, Stand, pattern, until};
+use receiptdisk_tests::{
+    Ctl, DiskOp, FaultDisk, FaultStand, Polite, SECTOR, Scratch, Serve, Stand, pattern, until,
+};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
@@ -471,4 +474,26 @@ fn io_uring_that_is_forbidden_is_done_without() {
     let exit = serve().arg("--io-engine").arg("io_uring").run_to_end();
     assert_eq!(exit.code, Some(2));
     assert!(exit.stderr.contains("--io-engine sync"), "{}", exit.stderr);
+}
+
+/// Another process answers for the pages of such a file, and may never do so: a request of a guest with that memory would hold
+/// its range of the disk for as long.
+#[test]
+fn memory_that_another_process_answers_for_is_refused() {
+    let mut scene = Scene::plain();
+    let scratch = Scratch::new();
+    let path = scratch.join("memory");
+    let disk = FaultDisk::new(&path, 1 << 20);
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let region = Region { guest: 0, size: 1 << 20, user: 0, offset: 0 };
+    let guest = scene.stand.raw("hostile");
+    let told = guest.front().acknowledged(&mem_table(&[region]), &[file.as_fd()]).unwrap();
+    assert_ne!(told, 0, "taken as memory");
+    let inflight = Inflight::of_file(file.try_clone().unwrap().into(), 1 << 20, 1, 128);
+    let told = guest.front().acknowledged(&inflight.message(), &[file.as_fd()]).unwrap();
+    assert_ne!(told, 0, "taken as an in-flight region");
+    let log = scene.stand.backend().log();
+    assert_eq!(log.matches("another process or host may answer").count(), 2, "{log}");
+    drop((guest, inflight, file, disk));
+    scene.assert_unhurt();
 }

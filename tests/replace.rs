@@ -7,11 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use rustix::fs::{SealFlags, fcntl_add_seals, ftruncate};
+
 use receiptdisk_tests::history::History;
 use receiptdisk_tests::raw::{Message, RawGuest, Request, Setup, Wire, code, status};
 use receiptdisk_tests::recorder::{Client, Load, Recorder};
 use receiptdisk_tests::rng::Rng;
-use receiptdisk_tests::{Backend, Ctl, Driver, Exit, SECTOR, Scratch, Serve, Stand, pattern, until};
+use receiptdisk_tests::{Backend, Ctl, Driver, Exit, Polite, SECTOR, Scratch, Serve, Stand, pattern, until};
 
 const REPLACEMENTS: &str = "RECEIPTDISK_REPLACEMENTS";
 
@@ -387,6 +389,35 @@ fn front_end_amid_a_message_holds_up_no_replacement() {
     guest.assert_works();
     drop(stalled);
     line.guest("b", Setup::default()).assert_works();
+}
+
+/// What a front end does to its own files keeps nobody else with the old process.
+#[test]
+fn front_end_that_spoils_its_files_holds_up_no_replacement() {
+    type Spoil = (&'static str, fn(&mut RawGuest));
+    let spoils: [Spoil; 5] = [
+        ("memory that is cut off", |guest| ftruncate(guest.memory().fd(), 0).unwrap()),
+        ("memory that may not be mapped again", |guest| {
+            fcntl_add_seals(guest.memory().fd(), SealFlags::FUTURE_WRITE).unwrap();
+        }),
+        ("an in-flight region that is cut off", |guest| guest.inflight().file().set_len(0).unwrap()),
+        ("an in-flight region of another version", |guest| guest.inflight().write(0, 8, &[7, 0])),
+        ("an in-flight region of another ring", |guest| guest.inflight().write(1, 14, &[0, 0x80])),
+    ];
+    let mut line = Line::new(Scratch::new(), &[]);
+    let polite = Polite::start(line.guest("a", TRACKED), Stand::SIZE / 2 / SECTOR as u64);
+    for (what, spoil) in spoils {
+        let mut guest = line.guest("b", TRACKED);
+        guest.use_own_region();
+        guest.assert_works();
+        spoil(&mut guest);
+        line.replace();
+        polite.assert_goes_on();
+        assert!(guest.front().wire().hung_up(), "{what}");
+        let log = line.backend.log();
+        assert!(log.contains("guest=b event=connection-dropped"), "{what}: {log}");
+        line.guest("b", TRACKED).assert_works();
+    }
 }
 
 #[test]

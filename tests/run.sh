@@ -58,6 +58,7 @@ packages() {
             need fonts-noto-cjk /usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc &&
             need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf &&
             need e2fsprogs /sbin/mke2fs &&
+            need fio fio &&
             need mount losetup &&
             need shellcheck shellcheck &&
             need strace strace

@@ -21,6 +21,7 @@ use thiserror::Error;
 use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::crash::{self, Point};
+use crate::memory::{map_error, may_never_answer};
 use crate::sigbus::Guard;
 
 /// The only layout there is.
@@ -58,7 +59,11 @@ pub enum InflightError {
     #[error("in-flight region of {wanted_bytes} bytes in {file_bytes}")]
     TooSmall { wanted_bytes: u64, file_bytes: u64 },
     #[error("in-flight region cannot be mapped: {0}")]
-    Map(String),
+    Map(io::Error),
+    #[error("in-flight region is of a file for which another process or host may answer")]
+    Unreliable,
+    #[error("too many memory regions")]
+    TooMany,
     #[error("in-flight region of another layout: version {version}, rings of {queue_size}")]
     OtherLayout { version: u16, queue_size: u16 },
     #[error("in-flight region is not of this ring: {0}")]
@@ -124,9 +129,12 @@ impl Region {
         }
         let bytes = region_bytes(queues, queue_size);
         let wanted_bytes = bytes as u64;
-        let stat = fstat(&fd).map_err(|error| InflightError::Map(error.to_string()))?;
+        if may_never_answer(&fd).map_err(InflightError::Map)? {
+            return Err(InflightError::Unreliable);
+        }
+        let stat = fstat(&fd).map_err(|error| InflightError::Map(error.into()))?;
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(InflightError::Map("not a file".into()));
+            return Err(InflightError::Map(io::Error::other("not a file")));
         }
         // A mapping that reaches past its file faults on first use.
         let file_bytes =
@@ -135,9 +143,8 @@ impl Region {
             return Err(InflightError::TooSmall { wanted_bytes, file_bytes });
         }
         let map = MmapRegion::from_file(FileOffset::new(File::from(fd), offset_bytes), bytes)
-            .map_err(|error| InflightError::Map(error.to_string()))?;
-        let guard = Guard::new(map.as_ptr(), map.size())
-            .ok_or_else(|| InflightError::Map("too many memory regions".into()))?;
+            .map_err(|error| InflightError::Map(map_error(error)))?;
+        let guard = Guard::new(map.as_ptr(), map.size()).ok_or(InflightError::TooMany)?;
         Ok(Arc::new(Self { _guard: guard, map, queues, queue_size }))
     }
 

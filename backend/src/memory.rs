@@ -4,12 +4,15 @@
 //! a virtqueue keeps its `Mem` until its last request has ended.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{AtFlags, FileType, StatxFlags, fcntl_get_seals, fstat, statx};
+use rustix::io::Errno;
 use thiserror::Error;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MmapRegion, VolatileSlice,
@@ -30,7 +33,11 @@ pub enum MemoryError {
     #[error("memory region wants {wanted_bytes} bytes of a file of {file_bytes}")]
     BeyondFile { wanted_bytes: u64, file_bytes: u64 },
     #[error("memory region cannot be mapped: {0}")]
-    Map(String),
+    Map(io::Error),
+    #[error(
+        "memory region is of a file for which another process or host may answer; use a memfd, tmpfs or huge pages"
+    )]
+    Unreliable,
     #[error("memory regions overlap")]
     Overlap,
     #[error("more than {MAX_MEM_SLOTS} memory regions")]
@@ -156,15 +163,18 @@ impl Region {
         if size == 0 {
             return Err(MemoryError::BadRegion);
         }
+        if may_never_answer(&fd).map_err(MemoryError::Map)? {
+            return Err(MemoryError::Unreliable);
+        }
         // A mapping that reaches past its file would end the whole process with SIGBUS on first use.
-        let stat = fstat(&fd).map_err(|e| MemoryError::Map(e.to_string()))?;
+        let stat = fstat(&fd).map_err(|error| MemoryError::Map(error.into()))?;
         let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
         let is_device = FileType::from_raw_mode(stat.st_mode).is_char_device();
         if file_bytes < wanted_bytes && !is_device {
             return Err(MemoryError::BeyondFile { wanted_bytes, file_bytes });
         }
         let mapping = MmapRegion::from_file(FileOffset::new(File::from(fd), mmap_offset), size)
-            .map_err(|e| MemoryError::Map(e.to_string()))?;
+            .map_err(|error| MemoryError::Map(map_error(error)))?;
         keep_out_of_core_dumps(&mapping);
         let guard = Guard::new(mapping.as_ptr(), mapping.size()).ok_or(MemoryError::TooMany)?;
         let mapping =
@@ -177,6 +187,39 @@ impl Region {
             mapping: Arc::new(mapping),
         })
     }
+}
+
+/// Whether an access to a mapping of `fd` may never end, because another process or host answers for its pages, as in FUSE and NFS.
+/// Guest memory is touched while ranges of the disk are held, and everybody who wants these would wait. The question itself must
+/// not wait either, so it is only put to what this kernel knows by itself.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn may_never_answer(fd: &OwnedFd) -> io::Result<bool> {
+    // Only memory of this host has seals: memfds, tmpfs, huge pages.
+    if fcntl_get_seals(fd).is_ok() {
+        return Ok(false);
+    }
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(fd, c"", flags, StatxFlags::TYPE)?;
+    // A file system on a block device has that device's number, any other one of no driver.
+    Ok(!FileType::from_raw_mode(stat.stx_mode.into()).is_char_device() && stat.stx_dev_major == 0)
+}
+
+/// Why a mapping failed.
+#[must_use]
+pub fn map_error(error: MmapRegionError) -> io::Error {
+    match error {
+        MmapRegionError::Mmap(error) => error,
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+/// Whether an error says that this process has no more of something, whatever it was asked for.
+#[must_use]
+pub fn is_out_of_resources(error: &io::Error) -> bool {
+    let exhausted = [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| exhausted.contains(&errno))
 }
 
 /// What the guest holds in memory goes into no file of the host. Without the sandbox the process may dump core.

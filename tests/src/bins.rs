@@ -81,32 +81,39 @@ pub fn static_binary(name: &str, variable: &str, build: &str) -> PathBuf {
     locate(variable, &[&format!("x86_64-unknown-linux-gnu/release/{name}")], build)
 }
 
-/// `tests/guest/exercise.rs` as a static binary; the compiler alone makes it, once for all tests of a program.
+/// `tests/guest/exercise.rs` as a static binary, made once for all tests of a program.
 pub fn exercise_binary() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    let make = || {
-        let exe = env::current_exe().unwrap();
-        let made = exe.with_file_name(format!("exercise-{}", std::process::id()));
-        let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let source = repository().join("tests/guest/exercise.rs");
-        let mut command = Command::new(compiler);
-        command.args([
-            "--edition",
-            "2024",
-            "-O",
-            "-C",
-            "target-feature=+crt-static",
-            "-C",
-            "strip=symbols",
-            "-o",
-        ]);
-        assert!(command.arg(&made).arg(source).status().unwrap().success(), "exercise.rs does not compile");
-        // At one place, whichever program makes it.
-        let place = exe.with_file_name("exercise");
-        std::fs::rename(&made, &place).unwrap();
-        place
-    };
-    BINARY.get_or_init(make).clone()
+    BINARY.get_or_init(|| guest_binary("exercise")).clone()
+}
+
+/// `tests/guest/kexec.rs` as a static binary.
+pub fn kexec_binary() -> PathBuf {
+    guest_binary("kexec")
+}
+
+/// A program of `tests/guest`; the compiler alone makes it.
+fn guest_binary(name: &str) -> PathBuf {
+    let exe = env::current_exe().unwrap();
+    let made = exe.with_file_name(format!("{name}-{}", std::process::id()));
+    let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut command = Command::new(compiler);
+    command.args([
+        "--edition",
+        "2024",
+        "-O",
+        "-C",
+        "target-feature=+crt-static",
+        "-C",
+        "strip=symbols",
+        "-o",
+    ]);
+    command.arg(&made).arg(repository().join("tests/guest").join(format!("{name}.rs")));
+    assert!(command.status().unwrap().success(), "{name}.rs does not compile");
+    // At one place, whichever program makes it.
+    let place = exe.with_file_name(name);
+    std::fs::rename(&made, &place).unwrap();
+    place
 }
 
 fn locate(variable: &str, places: &[&str], build: &str) -> PathBuf {

@@ -57,6 +57,16 @@ impl GuestImage {
         Self { kernel, initramfs: script("make-initramfs.sh", args) }
     }
 
+    /// The kernel.
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    /// The programs of the guest.
+    pub fn initramfs(&self) -> &Path {
+        &self.initramfs
+    }
+
     /// With nothing else; made once for all tests of a program.
     fn plain() -> &'static Self {
         static PLAIN: OnceLock<GuestImage> = OnceLock::new();

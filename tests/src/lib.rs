@@ -11,7 +11,7 @@
 //! * [`Mounted`] is `receipt mount` on a store in a file.
 //! * [`HttpClient`] talks to a gateway in a guest.
 //! * [`Ctl`] is the operator.
-//! * [`Guest`] is a QEMU guest driven over its serial console.
+//! * [`Guest`] is a QEMU guest driven over its serial console, [`qtest::Machine`] a QEMU whose driver is the test itself.
 //!
 //! Everything waits for a condition; [`SAFETY_NET`] only turns a hang into a failure.
 
@@ -30,6 +30,8 @@ mod http;
 mod mounted;
 mod polite;
 mod proc;
+mod qmp;
+pub mod qtest;
 pub mod raw;
 pub mod recorder;
 pub mod rng;
@@ -40,8 +42,8 @@ mod wait;
 
 pub use backend::{Backend, Serve};
 pub use bins::{
-    backend_binary, exercise_binary, gateway_binary, receipt_binary, receipt_mount_binary, repository,
-    static_binary, static_gateway_binary, static_mount_binary, static_receipt_binary,
+    backend_binary, exercise_binary, gateway_binary, kexec_binary, receipt_binary, receipt_mount_binary,
+    repository, static_binary, static_gateway_binary, static_mount_binary, static_receipt_binary,
 };
 pub use ctl::Ctl;
 pub use disk::{Scratch, pattern};
@@ -53,6 +55,7 @@ pub use http::{HttpClient, free_port};
 pub use mounted::Mounted;
 pub use polite::Polite;
 pub use proc::{Exit, Proc};
+pub use qmp::Qmp;
 pub use stand::Stand;
 pub use storage_daemon::StorageDaemon;
 pub use wait::{SAFETY_NET, listening, readable, until};

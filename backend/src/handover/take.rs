@@ -185,9 +185,16 @@ fn restore(
         let restored = session.map(|state| {
             Session::restore(shared, guest.worker, guest.offer, GivenSession { state, fds: own })
         });
-        let front =
-            restored.transpose().map_err(|error| refused(format!("guest {}: {error}", guest.name)))?;
-        fronts.push(front.map(|(stream, session)| Front { stream, session }));
+        let front = match restored.transpose() {
+            Ok(front) => front.map(|(stream, session)| Front { stream, session }),
+            // It may come again. The others do not have to stay with the old process for it.
+            Err(error) if error.is_the_front_ends() => {
+                log::warn!("guest={} event=connection-dropped error=\"{error}\"", guest.name);
+                None
+            }
+            Err(error) => return Err(refused(format!("guest {}: {error}", guest.name))),
+        };
+        fronts.push(front);
     }
     Ok(fronts)
 }

@@ -112,7 +112,7 @@ impl Session {
     /// The session that another process has given away, and its connection. Its rings run.
     ///
     /// # Errors
-    /// When this process cannot offer the same, or cannot map the guest's memory.
+    /// When this process cannot offer the same, or cannot map the guest's memory. No ring runs then.
     pub fn restore(
         shared: &Arc<Shared>,
         worker: usize,
@@ -123,35 +123,53 @@ impl Session {
         let mut fds = Arrived(fds.into_iter().map(Some).collect());
         let stream = UnixStream::from(fds.take(state.stream)?);
         let mut session = Self::new(Arc::clone(shared), worker, offer);
-        session.is_owned = state.is_owned;
-        session.known_capacity_bytes = state.known_capacity_bytes;
-        session.set_protocol_features(state.protocol_features)?;
-        session.set_features(state.features)?;
-        if !shared.channels.set(worker, fds.take_any(state.channel)?) {
+        match session.restore_all(state, &mut fds) {
+            Ok(()) => Ok((stream, session)),
+            Err(error) => {
+                session.end(false);
+                Err(error)
+            }
+        }
+    }
+
+    fn restore_all(&mut self, state: SessionState, fds: &mut Arrived) -> Result<(), SessionError> {
+        self.is_owned = state.is_owned;
+        self.known_capacity_bytes = state.known_capacity_bytes;
+        self.set_protocol_features(state.protocol_features)?;
+        self.set_features(state.features)?;
+        if !self.shared.channels.set(self.worker, fds.take_any(state.channel)?) {
             return Err(SessionError::NotASocket);
         }
+        // What this process does not offer is looked at first: it is its operator's mistake, not the front end's.
+        self.check_offer(&state.rings)?;
         let region = |region: RegionState| {
             let RegionState { fd, guest_addr, user_addr, size_bytes, offset_bytes } = region;
             Ok((VhostUserMemoryRegion::new(guest_addr, size_bytes, user_addr, offset_bytes), fds.take(fd)?))
         };
         let regions = state.memory.into_iter().map(region).collect::<Result<_, SessionError>>()?;
-        session.memory = MemoryTable::new(regions)?;
-        session.mem = session.memory.mem()?;
+        self.memory = MemoryTable::new(regions)?;
+        self.mem = self.memory.mem()?;
         if let Some(InflightState { fd, offset_bytes, queues, queue_size }) = state.inflight {
             let region = Region::map(fds.take(fd)?, offset_bytes, u64::MAX, queues, queue_size)?;
-            session.unrecovered = region.marked_queues();
-            session.inflight = Some(region);
+            self.unrecovered = region.marked_queues();
+            self.inflight = Some(region);
         }
-        if let Some(beyond) = state.rings.iter().skip(session.rings.len()).position(RingState::is_used) {
-            let (count, offered) = (session.rings.len(), u32::from(offer.queues));
+        let count = self.rings.len();
+        for (index, ring) in state.rings.into_iter().take(count).enumerate() {
+            self.restore_ring(index, &ring, fds)?;
+        }
+        self.resume()
+    }
+
+    fn check_offer(&self, rings: &[RingState]) -> Result<(), SessionError> {
+        let (count, offered) = (self.rings.len(), u32::from(self.offer.queues));
+        if let Some(beyond) = rings.iter().skip(count).position(RingState::is_used) {
             return Err(SessionError::NoSuchRing(offered + u32::try_from(beyond).unwrap_or(0), count));
         }
-        let count = session.rings.len();
-        for (index, ring) in state.rings.into_iter().take(count).enumerate() {
-            session.restore_ring(index, &ring, &mut fds)?;
+        match rings.iter().find(|ring| ring.size > self.offer.queue_size) {
+            Some(ring) => Err(SessionError::BadRingSize(ring.size.into(), self.offer.queue_size)),
+            None => Ok(()),
         }
-        session.resume()?;
-        Ok((stream, session))
     }
 
     fn restore_ring(
@@ -160,9 +178,6 @@ impl Session {
         state: &RingState,
         fds: &mut Arrived,
     ) -> Result<(), SessionError> {
-        if state.size > self.offer.queue_size {
-            return Err(SessionError::BadRingSize(state.size.into(), self.offer.queue_size));
-        }
         let number = u32::try_from(index).map_err(|_| SessionError::BadHandover)?;
         let addresses = |[descriptor, available, used]: [u64; 3]| {
             let flags = VhostUserVringAddrFlags::empty();

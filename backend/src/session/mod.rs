@@ -23,7 +23,7 @@ use crate::config_space::{
 use crate::gate::Mailbox;
 use crate::inflight::{InflightError, Region};
 use crate::limits::MAX_MEM_SLOTS;
-use crate::memory::{Mem, MemoryError, MemoryTable};
+use crate::memory::{Mem, MemoryError, MemoryTable, is_out_of_resources};
 use crate::message::Message;
 use crate::role::Role;
 use crate::shared::Shared;
@@ -68,6 +68,26 @@ pub enum SessionError {
     NoWorker,
     #[error("what another process has told of it does not fit together")]
     BadHandover,
+}
+
+impl SessionError {
+    /// Whether only the front end can have brought this about, in a session that another process has run with the same offer: it
+    /// has changed the files that it shares. The others need not wait for it.
+    #[must_use]
+    pub fn is_the_front_ends(&self) -> bool {
+        match self {
+            Self::Memory(MemoryError::Map(error)) | Self::Inflight(InflightError::Map(error)) => {
+                !is_out_of_resources(error)
+            }
+            Self::Memory(MemoryError::BeyondFile { .. })
+            | Self::Inflight(
+                InflightError::TooSmall { .. }
+                | InflightError::OtherLayout { .. }
+                | InflightError::OtherRing(_),
+            ) => true,
+            _ => false,
+        }
+    }
 }
 
 /// What to answer.

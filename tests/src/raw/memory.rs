@@ -47,7 +47,9 @@ pub struct Memory {
 impl Memory {
     /// Zeroed memory.
     pub fn new() -> Self {
-        let file = File::from(memfd_create("guest-memory", MemfdFlags::CLOEXEC).unwrap());
+        let file = File::from(
+            memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap(),
+        );
         file.set_len(SIZE as u64).unwrap();
         let map = MmapRegion::from_file(FileOffset::new(file, 0), SIZE).unwrap();
         Self { map, next: 0, free: HashMap::new() }

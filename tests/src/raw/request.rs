@@ -107,6 +107,16 @@ impl Request {
         self
     }
 
+    /// All that the device reads.
+    pub fn readable(&self) -> &[u8] {
+        &self.readable
+    }
+
+    /// Bytes that the device may write, the status byte included.
+    pub fn writable_len(&self) -> usize {
+        self.writable
+    }
+
     /// Lengths of the readable pieces.
     pub(super) fn readable_pieces(&self) -> Vec<usize> {
         pieces(self.readable.len(), &self.readable_cuts)
