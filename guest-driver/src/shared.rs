@@ -106,12 +106,50 @@ impl OwnedChange {
 /// Changes that are made together.
 pub type Group = Vec<OwnedChange>;
 
+/// Changes that are made together, with the BLAKE3 of the data of each: whoever had the bytes in hand has hashed them, and nobody does again.
+#[derive(Debug)]
+pub struct HashedGroup(Vec<(OwnedChange, DataHash)>);
+
+impl HashedGroup {
+    /// Hashes every change.
+    #[must_use]
+    pub fn hash(group: Group) -> Self {
+        Self::hash_all(vec![group]).pop().unwrap_or_else(|| Self(Vec::new()))
+    }
+
+    fn hash_all(groups: Vec<Group>) -> Vec<Self> {
+        let datas: Vec<&[u8]> = groups.iter().flatten().map(OwnedChange::data).collect();
+        let (hashes, ()) = hash_all(&datas, || ());
+        let mut hashes = hashes.into_iter();
+        groups.into_iter().map(|group| Self(group.into_iter().zip(hashes.by_ref()).collect())).collect()
+    }
+
+    /// A group of one change whose data was hashed as it came.
+    #[must_use]
+    pub fn hashed(change: OwnedChange, hash: DataHash) -> Self {
+        debug_assert_eq!(*blake3::hash(change.data()).as_bytes(), hash, "the hash is that of the data");
+        Self(vec![(change, hash)])
+    }
+
+    /// Both groups as one.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    /// Bytes of data.
+    #[must_use]
+    pub fn data_len(&self) -> u64 {
+        self.0.iter().map(|(change, _)| change.data_len()).sum()
+    }
+}
+
 /// Changes that wait for a commit. Their caller has hashed them, so that callers hash while a commit runs.
 #[derive(Debug)]
 struct Queued {
     ticket: u64,
-    group: Group,
-    hashes: Vec<DataHash>,
+    group: HashedGroup,
 }
 
 #[derive(Debug, Default)]
@@ -236,21 +274,20 @@ impl<D: Device> SharedWriter<D> {
     /// Makes groups of changes, in their order, in as few group commits as the limits allow. No group is divided between two
     /// commits; what a refusal does to the rest of its group says [`Writer::commit_groups`]. One answer a change.
     pub fn change_groups(&self, groups: Vec<Group>) -> Vec<Vec<Result<Stored>>> {
-        let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+        self.change_hashed_groups(HashedGroup::hash_all(groups))
+    }
+
+    /// As [`SharedWriter::change_groups`], without hashing anything.
+    pub fn change_hashed_groups(&self, groups: Vec<HashedGroup>) -> Vec<Vec<Result<Stored>>> {
+        let sizes: Vec<usize> = groups.iter().map(|group| group.0.len()).collect();
         let stopped = |size: &usize| (0..*size).map(|_| Err(Error::WriterStopped)).collect();
-        let datas: Vec<&[u8]> = groups.iter().flatten().map(OwnedChange::data).collect();
-        let (hashes, ()) = hash_all(&datas, || ());
-        let mut hashes = hashes.into_iter();
         let mut state = lock(&self.state);
         if state.is_stopped {
             return sizes.iter().map(stopped).collect();
         }
         let first = state.next_ticket;
         state.next_ticket += groups.len() as u64;
-        state.queue.extend((first..).zip(groups).map(|(ticket, group)| {
-            let hashes = hashes.by_ref().take(group.len()).collect();
-            Queued { ticket, group, hashes }
-        }));
+        state.queue.extend((first..).zip(groups).map(|(ticket, group)| Queued { ticket, group }));
         let mut answers = Vec::new();
         for (ticket, size) in (first..).zip(&sizes) {
             loop {
@@ -282,10 +319,13 @@ impl<D: Device> SharedWriter<D> {
             std::thread::sleep(self.limits.wait);
         }
         let batch = self.take_batch();
-        let groups: Vec<Vec<Change<'_>>> =
-            batch.iter().map(|queued| queued.group.iter().map(OwnedChange::borrow).collect()).collect();
+        let groups: Vec<Vec<Change<'_>>> = batch
+            .iter()
+            .map(|queued| queued.group.0.iter().map(|(change, _)| change.borrow()).collect())
+            .collect();
         let groups: Vec<&[Change<'_>]> = groups.iter().map(Vec::as_slice).collect();
-        let hashes: Vec<DataHash> = batch.iter().flat_map(|queued| queued.hashes.iter().copied()).collect();
+        let hashes: Vec<DataHash> =
+            batch.iter().flat_map(|queued| &queued.group.0).map(|(_, hash)| *hash).collect();
         let answers = match lock(&self.writer).as_mut() {
             Some(writer) => writer.commit_hashed(&groups, &hashes),
             None => Err(Error::WriterStopped),
@@ -298,13 +338,13 @@ impl<D: Device> SharedWriter<D> {
         match answers {
             Ok(answers) => {
                 let mut answers = answers.into_iter();
-                for Queued { ticket, group, .. } in &batch {
-                    state.answers.insert(*ticket, answers.by_ref().take(group.len()).collect());
+                for Queued { ticket, group } in &batch {
+                    state.answers.insert(*ticket, answers.by_ref().take(group.0.len()).collect());
                 }
             }
             Err(error) => {
-                for Queued { ticket, group, .. } in &batch {
-                    state.answers.insert(*ticket, group.iter().map(|_| Err(copy_of(&error))).collect());
+                for Queued { ticket, group } in &batch {
+                    state.answers.insert(*ticket, group.0.iter().map(|_| Err(copy_of(&error))).collect());
                 }
             }
         }
@@ -324,13 +364,13 @@ impl<D: Device> SharedWriter<D> {
         let mut batch = Vec::new();
         let (mut bytes, mut records) = (0, 0);
         while let Some(Queued { group, .. }) = state.queue.front() {
-            let len: u64 = group.iter().map(OwnedChange::data_len).sum();
-            let is_full = bytes + len > self.limits.bytes || records + group.len() > self.limits.records;
+            let (len, count) = (group.data_len(), group.0.len());
+            let is_full = bytes + len > self.limits.bytes || records + count > self.limits.records;
             if !batch.is_empty() && is_full {
                 break;
             }
             bytes += len;
-            records += group.len();
+            records += count;
             batch.extend(state.queue.pop_front());
         }
         batch
@@ -431,6 +471,36 @@ mod tests {
 
     fn path(text: &str) -> ReceiptPath {
         ReceiptPath::new(text).unwrap()
+    }
+
+    #[test]
+    fn changes_whose_data_was_hashed_before_are_stored_with_that_hash() {
+        let sim = Sim::new(16 << 20);
+        let shared = SharedWriter::new(
+            Writer::open(store(&sim), &WriterOptions::default()).unwrap(),
+            CommitLimits::default(),
+        );
+        let hash = *blake3::hash(b"one").as_bytes();
+        let group = HashedGroup::hashed(OwnedChange::put(path("one"), b"one".to_vec()), hash);
+        let group = group.and(HashedGroup::hash(vec![OwnedChange::put(path("two"), b"two".to_vec())]));
+        assert_eq!(group.data_len(), 6);
+        let answers = shared.change_hashed_groups(vec![group]);
+        assert!(answers.iter().flatten().all(Result::is_ok) && answers[0].len() == 2, "{answers:?}");
+        let reader = Reader::new(sim.reader(), "disk");
+        for text in ["one", "two"] {
+            let receipt = reader.get(&path(text)).unwrap();
+            assert_eq!(
+                (receipt.data(), receipt.stat().header.data_hash),
+                (text.as_bytes(), *blake3::hash(text.as_bytes()).as_bytes())
+            );
+        }
+    }
+
+    #[cfg(debug_assertions)]
+    #[test]
+    #[should_panic(expected = "the hash is that of the data")]
+    fn another_hash_is_noticed() {
+        let _ = HashedGroup::hashed(OwnedChange::put(path("one"), b"one".to_vec()), [0; 32]);
     }
 
     #[test]

@@ -5,8 +5,8 @@
 use crate::answer::Fault;
 use crate::limits::QUEUED_PUTS;
 use receipt_store::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
-use receipt_store::shared::Group;
-use receipt_store::{OwnedChange, RawDevice, Result, SharedWriter, Stored};
+use receipt_store::shared::HashedGroup;
+use receipt_store::{RawDevice, Result, SharedWriter, Stored};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -15,7 +15,7 @@ type Answers = Vec<Result<Stored>>;
 
 #[derive(Debug)]
 struct Job {
-    group: Group,
+    group: HashedGroup,
     answer: oneshot::Sender<Answers>,
     /// The memory of the group; given back when it is committed, also if its request has gone meanwhile.
     room: OwnedSemaphorePermit,
@@ -45,7 +45,7 @@ impl Committer {
     /// Makes the changes of a group; returns when they are durable and visible.
     pub async fn commit(
         &self,
-        group: Group,
+        group: HashedGroup,
         room: OwnedSemaphorePermit,
     ) -> std::result::Result<Answers, Fault> {
         let stopped = || Fault::unavailable("not_writable", "the writer has stopped");
@@ -61,21 +61,17 @@ fn commit_all(
     committed: &watch::Sender<u64>,
 ) {
     while let Some(first) = jobs.blocking_recv() {
-        let mut bytes = len_bytes(&first);
+        let mut bytes = first.group.data_len();
         let (mut groups, mut waiting) = (vec![first.group], vec![(first.answer, first.room)]);
         while bytes < BATCH_BYTES_MAX && groups.len() < BATCH_RECORDS_MAX {
             let Ok(job) = jobs.try_recv() else { break };
-            bytes += len_bytes(&job);
+            bytes += job.group.data_len();
             groups.push(job.group);
             waiting.push((job.answer, job.room));
         }
-        for (answers, (waiting, _room)) in shared.change_groups(groups).into_iter().zip(waiting) {
+        for (answers, (waiting, _room)) in shared.change_hashed_groups(groups).into_iter().zip(waiting) {
             let _ = waiting.send(answers); // the request has gone: its change is made all the same
         }
         committed.send_modify(|count| *count += 1);
     }
-}
-
-fn len_bytes(job: &Job) -> u64 {
-    job.group.iter().map(OwnedChange::data_len).sum()
 }

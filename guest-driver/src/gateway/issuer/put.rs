@@ -10,6 +10,7 @@ use crate::target::{Query, Wanted};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, StatusCode};
+use receipt_store::shared::HashedGroup;
 use receipt_store::{Error, OwnedChange, ReceiptPath};
 use serde_json::json;
 
@@ -71,15 +72,12 @@ impl Issuer {
     ) -> Result<Reply, Fault> {
         let Received { data, hash, room } = received;
         let bytes = data.len();
-        let mut group = vec![OwnedChange::Put {
-            path: path.clone(),
-            data,
-            is_new_version,
-            class: None,
-            issued_day: None,
-        }];
+        let put =
+            OwnedChange::Put { path: path.clone(), data, is_new_version, class: None, issued_day: None };
+        // The body was hashed as it came.
+        let mut group = HashedGroup::hashed(put, *hash.as_bytes());
         if let Some(id) = &id {
-            group.push(id.change(&path)?);
+            group = group.and(HashedGroup::hash(vec![id.change(&path)?]));
         }
         let mut answers = self.committer.commit(group, room).await?.into_iter();
         let receipt = answers.next().unwrap_or(Err(Error::WriterStopped));
