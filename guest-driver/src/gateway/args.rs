@@ -20,7 +20,7 @@ pub struct Args {
 /// The two gateways.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// In the writing guest: PUT /receipts/PATH, POST /issue, GET /paths/ID, GET /paths?since=SEQ, /health, /metrics.
+    /// In the writing guest: PUT /receipts/PATH, POST /issue, GET /paths/ID, GET /?ID, GET /paths?since=SEQ, /health, /metrics.
     Issuer(Issuer),
     /// In a reading guest: GET /receipts/PATH, GET /receipts?id=ID, a page for people at /, /health, /metrics.
     Front(Front),

@@ -5,8 +5,12 @@
 
 use super::answer::Fault;
 use super::limits::ID_BYTES;
+use hyper::header::HeaderName;
 use receipt_store::{Error, OwnedChange, RawDevice, Reader, ReceiptPath, Result, Stat};
 use serde_json::{Value, json};
+
+/// The header in which the issuer answers the path of an id, percent-encoded. One letter: it crosses the network for every receipt.
+pub const PATH_HEADER: HeaderName = HeaderName::from_static("p");
 
 const PREFIX: &str = receipt_store::path::ID_PREFIX;
 
@@ -41,19 +45,26 @@ impl Id {
         Ok(OwnedChange::put(self.record_path()?, data))
     }
 
-    /// Where the receipt of this id is: 2 device reads for the id, 2 for the receipt.
-    pub fn find(&self, reader: &Reader<RawDevice>) -> Result<Stat> {
-        let not_found = || Error::NotFound { path: format!("id {:?}", self.0) };
+    fn not_found(&self) -> Error {
+        Error::NotFound { path: format!("id {:?}", self.0) }
+    }
+
+    /// The path of this id, whether a receipt is there or was removed: 2 device reads.
+    pub fn path(&self, reader: &Reader<RawDevice>) -> Result<ReceiptPath> {
         let record = match reader.get(&self.record_path()?) {
-            Err(Error::NotFound { .. }) => return Err(not_found()),
+            Err(Error::NotFound { .. }) => return Err(self.not_found()),
             record => record?,
         };
         let value: Value = serde_json::from_slice(record.data()).unwrap_or_default();
         let path = value["path"].as_str().and_then(|path| ReceiptPath::new(path).ok());
         let path = path.filter(|path| value["id"] == self.0 && !is_reserved(path));
-        let path = path.ok_or_else(|| Error::Corrupt(format!("the record of the id {:?}", self.0)))?;
-        match reader.stat(&path) {
-            Err(Error::NotFound { .. }) => Err(not_found()),
+        path.ok_or_else(|| Error::Corrupt(format!("the record of the id {:?}", self.0)))
+    }
+
+    /// Where the receipt of this id is: 2 device reads for the id, 2 for the receipt.
+    pub fn find(&self, reader: &Reader<RawDevice>) -> Result<Stat> {
+        match reader.stat(&self.path(reader)?) {
+            Err(Error::NotFound { .. }) => Err(self.not_found()),
             stat => stat,
         }
     }

@@ -49,11 +49,11 @@ fn any_text_is_an_id() {
         for gateway in [&front, &alone] {
             assert_eq!(gateway.get(&target).expect(200).text(), number.to_string(), "{id:?}");
         }
-        let plain = issuer.get(&format!("/paths/{}", encoded(id))).expect(200).text();
-        assert!(plain.starts_with(&format!("n/{number}@")), "{plain}");
-        let known = issuer.send("GET", &format!("/paths/{}", encoded(id)), &[("accept", "*/*")], b"");
-        let known = known.expect(200).json();
-        assert_eq!((&known["id"], &known["locator"]), (&id.as_str().into(), &plain.into()));
+        let path = issuer.get(&format!("/?{}", encoded(id))).expect(204);
+        assert_eq!(path.header("p"), Some(format!("n/{number}").as_str()));
+        let known = issuer.get(&format!("/paths/{}", encoded(id))).expect(200).json();
+        assert_eq!((&known["id"], &known["path"]), (&id.as_str().into(), &format!("n/{number}").into()));
+        assert!(known["locator"].as_str().unwrap().starts_with(&format!("n/{number}@")), "{known}");
     }
 }
 
@@ -82,6 +82,21 @@ fn an_id_has_one_path_and_a_refused_put_leaves_nothing() {
     assert!(stand.receipt(&["rm", "one"]).status.success());
     front.get("/receipts?id=X").expect(404);
     issuer.get("/paths/X").expect(404);
+    // It stays that of the path.
+    assert_eq!(issuer.get("/?X").expect(204).header("p"), Some("one"));
+}
+
+#[test]
+fn paths_of_any_letters_come_through() {
+    let stand = Stand::new();
+    let issuer = stand.issuer(&[]);
+    let front = stand.front(&issuer, &[]);
+    for (number, path) in ["回单/张三.png", " a b ", "100%", "a@1.2.3.4x", "\"<&>'"].into_iter().enumerate()
+    {
+        let target = format!("/receipts/{}?id={number}", encoded(path));
+        issuer.put(&target, path.as_bytes()).expect(201);
+        assert_eq!(front.get(&format!("/receipts?id={number}")).expect(200).text(), path);
+    }
 }
 
 #[test]
@@ -133,6 +148,8 @@ fn records_of_ids_are_no_receipts() {
     std::fs::write(&forged, br#"{"id":"X","path":"one"}"#).unwrap();
     let other = format!(".id/{}", blake3::hash(b"Y").to_hex());
     assert!(stand.receipt(&["put", &other, forged.to_str().unwrap()]).status.success());
-    assert_eq!(issuer.get("/paths/Y").expect(500).code(), "corrupt");
+    for target in ["/paths/Y", "/?Y"] {
+        assert_eq!(issuer.get(target).expect(500).code(), "corrupt");
+    }
     assert_eq!(front.get("/receipts?id=Y").expect(502).code(), "issuer_failed");
 }

@@ -4,8 +4,10 @@ use crate::image;
 use crate::stand::{OtherMachine, Stand, until};
 use receipt_store::control::Control;
 use receipt_store::{Writer, WriterOptions};
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 fn is_closed(stand: &Stand) -> bool {
     let reader = stand.reader();
@@ -102,27 +104,74 @@ fn the_front_end_works_for_every_path_while_the_issuer_is_away() {
     front.get("/receipts?id=one").expect(200);
 }
 
+/// Passes connections on to `to`, and keeps what went each way.
+fn relay(to: SocketAddr) -> (SocketAddr, [Arc<Mutex<Vec<u8>>>; 2]) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen: [Arc<Mutex<Vec<u8>>>; 2] = Default::default();
+    let kept = seen.clone();
+    std::thread::spawn(move || {
+        for front in listener.incoming() {
+            let front = front.unwrap();
+            let issuer = TcpStream::connect(to).unwrap();
+            let ways = [(&front, &issuer), (&issuer, &front)];
+            for ((from, to), seen) in ways.into_iter().zip(&kept) {
+                let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                let seen = seen.clone();
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(len @ 1..) = from.read(&mut buffer) {
+                        seen.lock().unwrap().extend_from_slice(&buffer[..len]);
+                        to.write_all(&buffer[..len]).unwrap();
+                    }
+                });
+            }
+        }
+    });
+    (address, seen)
+}
+
 #[test]
 fn asking_for_a_path_costs_a_few_dozen_bytes_and_one_connection() {
+    const COUNT: usize = 50;
     let stand = Stand::new();
     let issuer = stand.issuer(&[]);
-    let front = stand.front(&issuer, &[]);
-    issuer
-        .put("/receipts/2026/11/23/HT2026112300000042.png?id=HT2026112300000042", &image(5000, 1))
-        .expect(201);
+    let (address, [asked, answered]) = relay(issuer.address);
+    let front = stand.start("front", &["--issuer", &format!("http://{address}")]);
+    let (id, path) = ("HT2026112300000042", "2026/11/23/HT2026112300000042.png");
+    issuer.put(&format!("/receipts/{path}?id={id}"), &image(5000, 1)).expect(201);
     let mut client = front.client();
-    for _ in 0..50 {
-        client.send("GET", "/receipts?id=HT2026112300000042", &[], b"").expect(200);
+    for _ in 0..COUNT {
+        client.send("GET", &format!("/receipts?id={id}"), &[], b"").expect(200);
     }
     assert_eq!(front.metric("issuer_connections_total"), 1.0);
-    let bytes =
-        ["sent", "received"].map(|way| front.metric(&format!("issuer_bytes_total{{direction=\"{way}\"}}")));
-    let per_receipt = (bytes[0] + bytes[1]) / 50.0;
-    assert!(per_receipt <= 200.0, "{bytes:?}");
-    println!("{per_receipt} bytes of HTTP a receipt");
+    // Every byte that went over the socket, both ways.
+    let text = |seen: &Mutex<Vec<u8>>| String::from_utf8(seen.lock().unwrap().clone()).unwrap();
+    assert_eq!(text(&asked), format!("GET /?{id} HTTP/1.1\r\nhost: \r\n\r\n").repeat(COUNT));
+    assert_eq!(text(&answered), format!("HTTP/1.1 204 \r\np: {path}\r\n\r\n").repeat(COUNT));
+    let bytes = (asked.lock().unwrap().len() + answered.lock().unwrap().len()) / COUNT;
+    println!("{bytes} bytes of HTTP a receipt, {} of them id and path", id.len() + path.len());
+    assert!(bytes <= id.len() + path.len() + 50, "{bytes}");
+    let counted = ["sent", "received"]
+        .map(|way| front.metric(&format!("issuer_bytes_total{{direction=\"{way}\"}}")))
+        .iter()
+        .sum::<f64>();
+    assert_eq!(counted, (bytes * COUNT) as f64);
     // With the path given, the issuer is not asked.
-    client.send("GET", "/receipts/2026/11/23/HT2026112300000042.png", &[], b"").expect(200);
-    assert_eq!(front.metric("issuer_questions_total"), 50.0);
+    client.send("GET", &format!("/receipts/{path}"), &[], b"").expect(200);
+    assert_eq!(front.metric("issuer_questions_total"), COUNT as f64);
+}
+
+#[test]
+fn an_issuer_that_is_named_is_asked_by_its_name() {
+    let stand = Stand::new();
+    let issuer = stand.issuer(&[]);
+    let (address, [asked, _]) = relay(issuer.address);
+    let url = format!("http://localhost:{}", address.port());
+    let front = stand.start("front", &["--issuer", &url]);
+    front.get("/receipts?id=x").expect(404);
+    let text = String::from_utf8(asked.lock().unwrap().clone()).unwrap();
+    assert_eq!(text, format!("GET /?x HTTP/1.1\r\nhost: localhost:{}\r\n\r\n", address.port()));
 }
 
 #[test]
@@ -160,7 +209,7 @@ fn wrong_options_are_one_line_and_exit_2() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
         assert!(!output.stderr.is_empty());
     }
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = Command::new(env!("CARGO_BIN_EXE_receipt-gateway"))
         .args(["front", "--device", &disk, "--listen", &address])

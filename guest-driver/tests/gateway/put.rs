@@ -68,6 +68,11 @@ fn what_is_wrong_with_a_request_is_said() {
         ("GET", "/", 404, "not_found"),
         ("GET", "/paths/", 400, "bad_request"),
         ("GET", "/paths/unknown", 404, "not_found"),
+        ("GET", "/?unknown", 404, "not_found"),
+        ("GET", "/?", 400, "bad_request"),
+        ("GET", "/?%zz", 400, "bad_request"),
+        ("GET", "/", 404, "not_found"),
+        ("POST", "/?a", 405, "method"),
         ("GET", "/paths?since=x", 400, "bad_request"),
     ] {
         let body: &[u8] = if method == "PUT" { b"data" } else { b"" };

@@ -103,16 +103,16 @@ impl Front {
 
     /// Where the receipt of an id is: by the issuer, or by the disk.
     async fn locate(&self, id: &Id) -> Outcome<Wanted> {
-        let locator = match &self.upstream {
-            Some(upstream) => upstream.locate(id).await?,
+        let path = match &self.upstream {
+            Some(upstream) => upstream.path_of(id).await?,
             None => {
                 let id = id.clone();
-                self.disk.run(move |reader| id.find(reader)).await?.locator()
+                self.disk.run(move |reader| id.path(reader)).await?
             }
         };
-        match is_reserved(&locator.path) {
-            true => Err(Fault::not_found(format!("{}: not found", locator.path))),
-            false => Ok(Wanted::Locator(locator)),
+        match is_reserved(&path) {
+            true => Err(Fault::not_found(format!("{path}: not found"))),
+            false => Ok(Wanted::Path(path)),
         }
     }
 

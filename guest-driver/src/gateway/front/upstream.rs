@@ -2,18 +2,19 @@
 
 use crate::answer::Fault;
 use crate::disk::Outcome;
-use crate::ids::Id;
+use crate::ids::{Id, PATH_HEADER};
 use crate::limits::{ISSUER_ANSWER_BYTES, ISSUER_CONNECTIONS, ISSUER_TIME};
 use crate::metrics::Text;
 use crate::stream::{Stream, Traffic};
-use crate::target::encode;
+use crate::target::{decode, encode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::HOST;
+use hyper::header::{HOST, HeaderMap};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use receipt_store::{Error, Locator, Result};
+use receipt_store::{Error, ReceiptPath, Result};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
@@ -32,6 +33,9 @@ enum Trouble {
 #[derive(Debug)]
 pub struct Upstream {
     authority: String,
+    /// What the requests say in `Host`, which HTTP/1.1 demands. An issuer that is named by its address alone shares that with no other site,
+    /// so the header stays empty there: every byte of it would cross the network for every receipt.
+    host: String,
     idle: Mutex<Vec<Sender>>,
     traffic: Arc<Traffic>,
     questions: AtomicU64,
@@ -54,10 +58,13 @@ impl Upstream {
         if authority.as_str().contains('@') {
             return Err(bad("no user name here"));
         }
-        let host = authority.host();
-        let authority = format!("{host}:{}", authority.port_u16().unwrap_or(80));
+        let name = authority.host();
+        let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        let host = if is_address { String::new() } else { authority.to_string() };
+        let authority = format!("{name}:{}", authority.port_u16().unwrap_or(80));
         Ok(Self {
             authority,
+            host,
             idle: Mutex::default(),
             traffic: Arc::default(),
             questions: AtomicU64::new(0),
@@ -65,20 +72,20 @@ impl Upstream {
         })
     }
 
-    /// Asks where the receipt of `id` is.
-    pub async fn locate(&self, id: &Id) -> Outcome<Locator> {
+    /// Asks for the path of `id`.
+    pub async fn path_of(&self, id: &Id) -> Outcome<ReceiptPath> {
         self.questions.fetch_add(1, Ordering::Relaxed);
         tokio::time::timeout(ISSUER_TIME, self.ask(id))
             .await
             .unwrap_or_else(|_| Err(down("no answer in time")))
     }
 
-    async fn ask(&self, id: &Id) -> Outcome<Locator> {
+    async fn ask(&self, id: &Id) -> Outcome<ReceiptPath> {
         if let Some(sender) = self.kept() {
             match self.ask_on(sender, id).await {
                 Err(Trouble::Stale) => self.forget(), // the others are as old
                 Err(Trouble::Fault(fault)) => return Err(fault),
-                Ok(locator) => return Ok(locator),
+                Ok(path) => return Ok(path),
             }
         }
         let sender = self.connect().await?;
@@ -117,18 +124,19 @@ impl Upstream {
         Ok(sender)
     }
 
-    async fn ask_on(&self, mut sender: Sender, id: &Id) -> std::result::Result<Locator, Trouble> {
-        let request = Request::get(format!("/paths/{}", encode(id.as_str(), "")))
-            .header(HOST, &self.authority)
+    async fn ask_on(&self, mut sender: Sender, id: &Id) -> std::result::Result<ReceiptPath, Trouble> {
+        let request = Request::get(format!("/?{}", encode(id.as_str(), "")))
+            .header(HOST, &self.host)
             .body(Empty::new())
             .map_err(|error| Trouble::Fault(down(error)))?;
         sender.ready().await.map_err(|_| Trouble::Stale)?;
         let response = sender.send_request(request).await.map_err(|_| Trouble::Stale)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ISSUER_ANSWER_BYTES);
-        let body = body.collect().await.map_err(|error| Trouble::Fault(down(error)))?.to_bytes();
+        let (answer, body) = response.into_parts();
+        // Refusals have one; the connection is of use again only when it has come.
+        let body = Limited::new(body, ISSUER_ANSWER_BYTES);
+        body.collect().await.map_err(|error| Trouble::Fault(down(error)))?;
         self.keep(sender);
-        read_answer(status, &body, id).map_err(Trouble::Fault)
+        read_answer(answer.status, &answer.headers, id).map_err(Trouble::Fault)
     }
 
     /// Counters.
@@ -143,15 +151,16 @@ impl Upstream {
     }
 }
 
-fn read_answer(status: StatusCode, body: &[u8], id: &Id) -> Outcome<Locator> {
+fn read_answer(status: StatusCode, headers: &HeaderMap, id: &Id) -> Outcome<ReceiptPath> {
     match status {
-        StatusCode::OK => {
-            let locator = std::str::from_utf8(body).ok().and_then(Locator::parse);
+        StatusCode::NO_CONTENT => {
+            let text = headers.get(PATH_HEADER).and_then(|value| decode(value.to_str().ok()?));
+            let path = text.and_then(|text| ReceiptPath::new(&text).ok());
             let strange = || {
                 let message = "the issuer's answer makes no sense";
                 Fault::new(StatusCode::BAD_GATEWAY, "issuer_failed", message)
             };
-            locator.ok_or_else(strange)
+            path.ok_or_else(strange)
         }
         StatusCode::NOT_FOUND => Err(Fault::not_found(format!("id {:?}: not found", id.as_str()))),
         StatusCode::CONFLICT => {

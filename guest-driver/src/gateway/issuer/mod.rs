@@ -111,6 +111,8 @@ impl Issuer {
         } else if path == "/paths" {
             ("feed", self.changes(asked).await)
         } else if let Some(id) = path.strip_prefix("/paths/") {
+            ("path", self.stat_of(asked, id).await)
+        } else if let ("/", Some(id)) = (path, asked.uri.query()) {
             ("path", self.path_of(asked, id).await)
         } else if path == "/health" {
             ("health", self.health(asked).await)

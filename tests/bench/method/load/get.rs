@@ -96,8 +96,7 @@ impl Getting<'_> {
                 once(reader.get_locator(locator).unwrap().data());
             }
             Self::Ask(reader, connection) => {
-                let path = String::from_utf8(connection.get(&format!("/path/{id}"))).unwrap();
-                from_disk(reader, &path, &mut once);
+                from_disk(reader, &connection.get_path(&format!("/?{id:08}")), &mut once);
             }
             Self::Json(connection) => {
                 let text = connection.get(&format!("/json/{id}"));

@@ -21,6 +21,15 @@ impl Connection {
         self.request(&format!("GET {target} HTTP/1.1\r\nHost: i\r\n\r\n"), &[])
     }
 
+    /// The header `p` of a GET that is answered 204.
+    pub fn get_path(&mut self, target: &str) -> String {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: i\r\n\r\n");
+        self.stream.get_mut().write_all(request.as_bytes()).unwrap();
+        let head = read_head(&mut self.stream).expect("an answer");
+        assert!(head.first.contains(" 204"), "{} to {request}", head.first);
+        head.path.expect("a path")
+    }
+
     /// A PUT that is answered 200 or 201.
     pub fn put(&mut self, target: &str, body: &[u8]) {
         let head = format!("PUT {target} HTTP/1.1\r\nHost: i\r\nContent-Length: {}\r\n\r\n", body.len());
@@ -32,7 +41,7 @@ impl Connection {
         message.extend_from_slice(head.as_bytes());
         message.extend_from_slice(body);
         self.stream.get_mut().write_all(&message).unwrap();
-        let (first, len) = read_head(&mut self.stream).expect("an answer");
+        let Head { first, len, .. } = read_head(&mut self.stream).expect("an answer");
         let mut answer = vec![0; len];
         self.stream.read_exact(&mut answer).unwrap();
         let is_ok = first.contains(" 200 ") || first.contains(" 201 ");
@@ -41,13 +50,21 @@ impl Connection {
     }
 }
 
-/// First line and content length of a message; `None` at the end of the stream.
-fn read_head(stream: &mut impl BufRead) -> Option<(String, usize)> {
+/// What stands before a body.
+struct Head {
+    first: String,
+    len: usize,
+    /// The header `p`.
+    path: Option<String>,
+}
+
+/// The head of a message; `None` at the end of the stream.
+fn read_head(stream: &mut impl BufRead) -> Option<Head> {
     let mut first = String::new();
     if stream.read_line(&mut first).unwrap_or(0) == 0 {
         return None;
     }
-    let mut len = 0;
+    let (mut len, mut path) = (0, None);
     loop {
         let mut line = String::new();
         stream.read_line(&mut line).unwrap();
@@ -55,17 +72,26 @@ fn read_head(stream: &mut impl BufRead) -> Option<(String, usize)> {
             Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
                 len = value.trim().parse().unwrap()
             }
+            Some(("p", value)) => path = Some(value.trim().to_owned()),
             Some(_) => {}
-            None => return Some((first.trim_end().to_owned(), len)),
+            None => return Some(Head { first: first.trim_end().to_owned(), len, path }),
         }
     }
 }
 
-/// Answers GETs, a thread a connection; `connect` makes what a connection needs, `answer` the body for a target.
+/// What a GET is answered with.
+pub enum Answer {
+    /// 200 and a body.
+    Body(Vec<u8>),
+    /// 204 and a path in the header `p`: the fewest bytes that HTTP allows.
+    Path(String),
+}
+
+/// Answers GETs, a thread a connection; `connect` makes what a connection needs, `answer` the answer for a target.
 pub fn serve<C>(
     listen: &str,
     connect: impl Fn() -> C + Sync,
-    answer: impl Fn(&mut C, &str) -> Vec<u8> + Sync,
+    answer: impl Fn(&mut C, &str) -> Answer + Sync,
 ) {
     let listener = TcpListener::bind(listen).unwrap_or_else(|error| panic!("{listen}: {error}"));
     println!("listening");
@@ -77,10 +103,14 @@ pub fn serve<C>(
                 let stream = stream.unwrap();
                 stream.set_nodelay(true).unwrap();
                 let mut stream = BufReader::new(stream);
-                while let Some((first, _)) = read_head(&mut stream) {
-                    let body = answer(&mut context, first.split(' ').nth(1).unwrap());
-                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-                    let message = [head.as_bytes(), &body].concat();
+                while let Some(Head { first, .. }) = read_head(&mut stream) {
+                    let message = match answer(&mut context, first.split(' ').nth(1).unwrap()) {
+                        Answer::Path(path) => format!("HTTP/1.1 204 \r\np: {path}\r\n\r\n").into_bytes(),
+                        Answer::Body(body) => {
+                            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                            [head.as_bytes(), &body].concat()
+                        }
+                    };
                     if stream.get_mut().write_all(&message).is_err() {
                         return;
                     }

@@ -7,27 +7,29 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::get::{Getter, Message};
-use crate::http;
+use crate::http::{self, Answer};
 use crate::meter::Meter;
 use crate::put::Putter;
 use crate::receipts::{Receipts, id_of, path};
 use crate::timed;
 
-/// `/json/ID`, `/raw/ID` and `/path/ID` from memory.
+/// `/json/ID`, `/raw/ID` and `/?ID`, the path, from memory.
 pub fn serve(listen: &str, bytes: u64) {
     let receipts = Receipts::new(bytes);
     http::serve(
         listen,
         || (),
         |(), target| {
+            if let Some(id) = target.strip_prefix("/?") {
+                return Answer::Path(path(id.parse().unwrap()));
+            }
             let (kind, id) = target[1..].split_once('/').unwrap();
             let id = id.parse().unwrap();
             match kind {
-                "path" => path(id).into_bytes(),
-                "raw" => receipts.get(id),
+                "raw" => Answer::Body(receipts.get(id)),
                 "json" => {
                     let image = STANDARD.encode(receipts.get(id));
-                    serde_json::to_vec(&Message { id, image: &image }).unwrap()
+                    Answer::Body(serde_json::to_vec(&Message { id, image: &image }).unwrap())
                 }
                 _ => panic!("unknown target {target}"),
             }
@@ -40,7 +42,7 @@ pub fn front(getter: &Getter, listen: &str) {
     http::serve(
         listen,
         || getter.connect(),
-        |connection, target| connection.get(id_of(target), <[u8]>::to_vec),
+        |connection, target| Answer::Body(connection.get(id_of(target), <[u8]>::to_vec)),
     );
 }
 
