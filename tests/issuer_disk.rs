@@ -1,28 +1,19 @@
 //! The issuer on a disk that fails: it says so, loses nothing, and goes on by itself when the disk works again.
 
-#[allow(dead_code)] // the gateways' own tests use all of it
-#[path = "../guest-driver/tests/gateway/client.rs"]
-mod client;
-
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
-use client::{Answer, Client};
 use receipt_store::device::DeviceResult;
 use receipt_store::{Device, FormatOptions, RawDevice, Reader, ReceiptPath, Writer, WriterOptions, format};
-use receiptdisk_tests::{DiskOp, FaultDisk, Proc, Scratch, gateway_binary, until};
+use receiptdisk_tests::{Answer, Client, DiskOp, FaultDisk, Gateway, Scratch, until};
 
 const DISK_BYTES: usize = 32 << 20;
 const ALL: std::ops::Range<u64> = 0..u64::MAX;
 
 /// The process ends before its disk.
 struct Issuer {
-    proc: Proc,
-    address: SocketAddr,
+    gateway: Gateway,
     disk: FaultDisk,
     path: PathBuf,
     _scratch: Scratch,
@@ -35,19 +26,14 @@ impl Issuer {
         let disk = FaultDisk::new(&path, DISK_BYTES);
         let options = FormatOptions { segment_bytes: Some(1 << 20), ..FormatOptions::default() };
         format(&RawDevice::open_writer(&path).unwrap(), &options).unwrap();
-        let mut command = Command::new(gateway_binary());
-        command.args(["issuer", "--no-access-log", "--listen", "127.0.0.1:0", "--device"]).arg(&path);
-        command.arg("--socket").arg(scratch.join("socket")).stdout(Stdio::piped());
-        let mut proc = Proc::spawn(&mut command, &scratch.join("log"));
-        let mut line = String::new();
-        BufReader::new(proc.child_mut().stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("http://").unwrap_or_else(|| panic!("{}", proc.stderr()));
-        let address = address.parse().unwrap();
-        Self { proc, address, disk, path, _scratch: scratch }
+        let socket = scratch.join("socket");
+        let args = ["--socket", socket.to_str().unwrap()];
+        let gateway = Gateway::start("issuer", &path, &args, &scratch.join("log"));
+        Self { gateway, disk, path, _scratch: scratch }
     }
 
     fn send(&self, method: &str, target: &str, body: &[u8]) -> Answer {
-        Client::connect(self.address).send(method, target, &[], body)
+        Client::connect(self.gateway.address()).send(method, target, &[], body)
     }
 
     fn put(&self, path: &str) -> Answer {
@@ -73,7 +59,7 @@ fn the_issuer_opens_the_store_again_when_the_disk_works_again() {
         assert_eq!(issuer.health(), "stopped");
         assert_eq!(issuer.put(&format!("refused/{round}")).expect(503).code(), "not_writable");
         // It tries, in vain, and says why.
-        let tries = || issuer.proc.stderr().matches("cannot be opened again: device").count();
+        let tries = || issuer.gateway.log().matches("cannot be opened again: device").count();
         until("a try to open the store", || (tries() > round).then_some(()));
         assert_eq!(issuer.health(), "stopped");
         issuer.disk.heal();
@@ -84,11 +70,11 @@ fn the_issuer_opens_the_store_again_when_the_disk_works_again() {
         assert!([200, 201].contains(&repeated.status), "{}", repeated.text());
         assert_eq!(issuer.put("before").expect(200).json()["new"], false);
     }
-    assert_eq!(issuer.proc.stderr().matches("open for writing again").count(), 2, "{}", issuer.proc.stderr());
+    assert_eq!(issuer.gateway.log().matches("open for writing again").count(), 2, "{}", issuer.gateway.log());
     let metrics = issuer.send("GET", "/metrics", b"").text();
     assert!(metrics.contains("\nreceipt_gateway_reopened_total 2\n"), "{metrics}");
-    issuer.proc.signal(rustix::process::Signal::TERM);
-    assert_eq!(issuer.proc.wait().code, Some(0), "the store was closed in order");
+    issuer.gateway.proc().signal(rustix::process::Signal::TERM);
+    assert_eq!(issuer.gateway.proc().wait().code, Some(0), "the store was closed in order");
     let reader = Reader::new(RawDevice::open_reader(&issuer.path).unwrap(), "disk");
     for path in ["before", "after/0", "after/1", "failed/0", "failed/1"] {
         let receipt = reader.get(&ReceiptPath::new(path).unwrap()).unwrap();
@@ -129,10 +115,10 @@ fn an_issuer_whose_store_was_taken_over_meanwhile_does_not_open_it_again() {
     let writer = Writer::open(&machine, &WriterOptions::default()).unwrap();
     issuer.disk.heal();
     until("the issuer to notice", || {
-        issuer.proc.stderr().contains("cannot be opened again: fenced").then_some(())
+        issuer.gateway.log().contains("cannot be opened again: fenced").then_some(())
     });
     assert_eq!(issuer.health(), "fenced");
     assert_eq!(issuer.put("refused").expect(503).code(), "not_writable");
     writer.close().unwrap();
-    assert_eq!(issuer.proc.stderr().matches("open for writing again").count(), 0);
+    assert_eq!(issuer.gateway.log().matches("open for writing again").count(), 0);
 }

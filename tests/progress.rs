@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use receiptdisk_tests::{DiskOp, FaultDisk, Scratch, receipt_binary};
+use receiptdisk_tests::{DiskOp, FaultDisk, Scratch, die_with_parent, receipt_binary};
 
 /// Nothing is shown in the first second.
 const SHOWN_AFTER: Duration = Duration::from_millis(1100);
@@ -57,6 +57,7 @@ impl Store {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(receipt_binary());
         command.arg("--device").arg(&self.device).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+        die_with_parent(&mut command);
         command
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use receiptdisk_tests::raw::{RawGuest, Request, SegmentFlags, Setup, feature, status};
-use receiptdisk_tests::{Ctl, DiskOp, FaultStand, SAFETY_NET, Serve, until};
+use receiptdisk_tests::{Ctl, DiskOp, FaultStand, SAFETY_NET, Serve, die_with_parent, until};
 use rustix::process::Signal;
 
 /// `a` writes, `b` stands by, `c` only reads.
@@ -290,7 +290,8 @@ fn c6_right_that_cannot_be_kept_is_not_given() {
 fn c6_decisions_are_on_disk_before_they_are_answered() {
     let mut stand = stand();
     let trace = stand.state_file().with_file_name("trace");
-    let mut strace = std::process::Command::new("strace")
+    let mut strace = std::process::Command::new("strace");
+    let mut strace = die_with_parent(&mut strace)
         .args([
             "-f",
             "-y",

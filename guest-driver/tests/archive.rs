@@ -2,6 +2,10 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
 
+#[path = "support/child.rs"]
+mod child;
+
+use child::die_with_parent;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -34,6 +38,7 @@ impl Place {
         command.arg("--device").arg(self.path(disk)).args(args).current_dir(self.dir.path());
         command.arg("--socket").arg(self.path("no socket"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        die_with_parent(&mut command);
         command
     }
 

@@ -3,6 +3,10 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
 
+#[path = "support/child.rs"]
+mod child;
+
+use child::die_with_parent;
 use receipt_store::{RawDevice, Reader, ReceiptPath};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -25,6 +29,7 @@ fn what_a_killed_put_has_printed_is_there() {
     let command = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_receipt"));
         command.arg("--device").arg(&disk).args(args).stdin(Stdio::null());
+        die_with_parent(&mut command);
         command
     };
     assert!(command(&["format"]).output().unwrap().status.success());

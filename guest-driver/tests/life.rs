@@ -2,6 +2,10 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
 
+#[path = "support/child.rs"]
+mod child;
+
+use child::die_with_parent;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -27,7 +31,7 @@ impl Store {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_receipt"));
         command.arg("--device").arg(self.path("disk")).arg("--socket").arg(self.path("socket")).args(args);
-        command.stdin(Stdio::null());
+        die_with_parent(command.stdin(Stdio::null()));
         command
     }
 

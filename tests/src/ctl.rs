@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::bins::backend_binary;
+use crate::child::die_with_parent;
 
 /// An operator of the backend that listens on a control socket.
 #[derive(Debug, Clone)]
@@ -37,7 +38,7 @@ impl Ctl {
     pub fn start(&self, command: &[&str]) -> Child {
         let mut ctl = Command::new(backend_binary());
         ctl.arg("ctl").arg("--control").arg(&self.socket).arg("--json").args(command);
-        ctl.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        die_with_parent(&mut ctl).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// What a command that has ended answered.

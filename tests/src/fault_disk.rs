@@ -1,24 +1,18 @@
 //! A disk of which the test owns every operation: it can be held, fail or fall short, and what was never synced can be
 //! told from what was.
 //!
-//! It is a file system of one file, served over `/dev/fuse` by a thread of the test; no package is needed, but root is. The
-//! mount is seen by the test's own thread and by what that starts, so nothing is left of it however the test ends.
+//! It is a file that a thread of the test serves over `/dev/fuse`.
 //!
 //! The kernel lets no write of such a file begin while a sync of it runs, so hold the one or make the other.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::fuse::{Channel, Message, Mount, code, own_mounts, written};
 use crate::wait::until;
-
-/// The largest read or write of one message.
-const MAX_IO_BYTES: u32 = 1 << 20;
 
 /// What is done to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +36,13 @@ enum Fault {
 /// See the module.
 #[derive(Debug)]
 pub struct FaultDisk {
-    path: PathBuf,
     served: Arc<Served>,
+    _mount: Mount,
 }
 
 #[derive(Debug)]
 struct Served {
-    channel: File,
+    channel: Channel,
     content: Mutex<Content>,
 }
 
@@ -61,28 +55,14 @@ struct Content {
     syncs: u64,
     faults: Vec<(DiskOp, Range<u64>, Fault)>,
     holds: Vec<DiskOp>,
-    held: Vec<Message>,
+    held: Vec<Waiting>,
 }
 
-/// A request of the kernel.
+/// A request of the kernel, and, for a sync, what it makes durable.
 #[derive(Debug)]
-struct Message {
-    code: u32,
-    unique: u64,
-    body: Vec<u8>,
-    /// For a sync: what it makes durable.
+struct Waiting {
+    message: Message,
     synced: Vec<u8>,
-}
-
-/// Gives the calling thread and what it starts a mount table of their own.
-///
-/// # Panics
-/// Without root.
-pub(crate) fn own_mounts() {
-    // SAFETY: a system call without pointers; it changes this thread's view of the file system alone.
-    let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
-    assert_eq!(result, 0, "this test mounts and so needs root: {}", io::Error::last_os_error());
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
 }
 
 /// A tmpfs, for the thread that mounts it and what that starts; unmounted when dropped.
@@ -108,17 +88,12 @@ impl Drop for SmallTmpfs {
 impl FaultDisk {
     /// A disk of `bytes` zeroes at `path`, which must not exist yet. The thread that calls it gets its own mounts.
     pub fn new(path: &Path, bytes: usize) -> Self {
-        own_mounts();
-        File::create(path).unwrap();
-        let channel = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
-        let options = format!("fd={},rootmode=100644,user_id=0,group_id=0", channel.as_raw_fd());
-        let options = std::ffi::CString::new(options).unwrap();
-        mount("receiptdisk-test", path, "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
+        let (mount, channel) = Mount::at(path);
         let content = Content { now: vec![0; bytes], durable: vec![0; bytes], ..Content::default() };
         let served = Arc::new(Served { channel, content: Mutex::new(content) });
         let server = Arc::clone(&served);
         std::thread::spawn(move || server.serve());
-        Self { path: path.to_owned(), served }
+        Self { served, _mount: mount }
     }
 
     /// From now on operations of this kind wait, until [`FaultDisk::release`].
@@ -128,7 +103,7 @@ impl FaultDisk {
 
     /// Number of operations of this kind that wait.
     pub fn held(&self, op: DiskOp) -> usize {
-        self.content().held.iter().filter(|message| message.op() == Some(op)).count()
+        self.content().held.iter().filter(|waiting| op_of(&waiting.message) == Some(op)).count()
     }
 
     /// Waits until `count` operations of this kind wait.
@@ -140,10 +115,12 @@ impl FaultDisk {
     /// Carries out the operations of this kind that wait; later ones go on waiting.
     pub fn let_held_pass(&self, op: DiskOp) {
         let mut content = self.content();
-        let (pass, keep) = std::mem::take(&mut content.held).into_iter().partition(|m| m.op() == Some(op));
+        let (pass, keep) = std::mem::take(&mut content.held)
+            .into_iter()
+            .partition(|waiting| op_of(&waiting.message) == Some(op));
         content.held = keep;
-        let pass: Vec<Message> = pass;
-        pass.iter().for_each(|message| self.served.carry_out(&mut content, message));
+        let pass: Vec<Waiting> = pass;
+        pass.iter().for_each(|waiting| self.served.carry_out(&mut content, waiting));
     }
 
     /// Ends [`FaultDisk::hold`].
@@ -194,12 +171,6 @@ impl FaultDisk {
     }
 }
 
-impl Drop for FaultDisk {
-    fn drop(&mut self) {
-        let _ = unmount(self.path.as_path(), UnmountFlags::DETACH);
-    }
-}
-
 impl Served {
     fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
@@ -207,78 +178,30 @@ impl Served {
 
     /// Answers the kernel until the file system is gone.
     fn serve(&self) {
-        let mut buffer = vec![0; MAX_IO_BYTES as usize + 4096];
-        loop {
-            let len = match (&self.channel).read(&mut buffer) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return,
-            };
-            let message = Message::decode(&buffer[..len]);
+        let mut buffer = Channel::buffer();
+        while let Some(message) = self.channel.next(&mut buffer) {
             let mut content = self.content();
-            let message = Message { synced: content.snapshot_for(&message), ..message };
-            if message.op().is_some_and(|op| content.holds.contains(&op)) {
-                content.held.push(message);
+            let synced = content.snapshot_for(&message);
+            let waiting = Waiting { message, synced };
+            if op_of(&waiting.message).is_some_and(|op| content.holds.contains(&op)) {
+                content.held.push(waiting);
             } else {
-                self.carry_out(&mut content, &message);
+                self.carry_out(&mut content, &waiting);
             }
         }
     }
 
-    fn carry_out(&self, content: &mut Content, message: &Message) {
-        const NO_ANSWER: [u32; 3] = [code::FORGET, code::INTERRUPT, code::BATCH_FORGET];
-        if NO_ANSWER.contains(&message.code) {
-            return;
-        }
-        let (error, body) = match content.carry_out(message) {
-            Ok(body) => (0, body),
-            Err(errno) => (-errno, Vec::new()),
-        };
-        let len = u32::try_from(16 + body.len()).unwrap();
-        let header = [&len.to_le_bytes()[..], &error.to_le_bytes(), &message.unique.to_le_bytes()].concat();
-        // The kernel may have given the request up: its caller was killed.
-        let _ = (&self.channel).write(&[header, body].concat());
+    fn carry_out(&self, content: &mut Content, waiting: &Waiting) {
+        self.channel.answer(&waiting.message, content.carry_out(waiting));
     }
 }
 
-/// `linux/fuse.h`.
-mod code {
-    pub const FORGET: u32 = 2;
-    pub const GETATTR: u32 = 3;
-    pub const OPEN: u32 = 14;
-    pub const READ: u32 = 15;
-    pub const WRITE: u32 = 16;
-    pub const RELEASE: u32 = 18;
-    pub const FSYNC: u32 = 20;
-    pub const FLUSH: u32 = 25;
-    pub const INIT: u32 = 26;
-    pub const INTERRUPT: u32 = 36;
-    pub const BATCH_FORGET: u32 = 42;
-}
-
-impl Message {
-    /// After the header of 40 bytes comes the body.
-    fn decode(bytes: &[u8]) -> Self {
-        let (code, unique) = (number(bytes, 4, 4), number(bytes, 8, 8));
-        Self { code: u32::try_from(code).unwrap(), unique, body: bytes[40..].to_vec(), synced: Vec::new() }
-    }
-
-    fn op(&self) -> Option<DiskOp> {
-        match self.code {
-            code::READ => Some(DiskOp::Read),
-            code::WRITE => Some(DiskOp::Write),
-            code::FSYNC => Some(DiskOp::Sync),
-            _ => None,
-        }
-    }
-
-    /// Offset and length of a read or write; a sync touches all.
-    fn range(&self) -> Range<u64> {
-        if self.code == code::FSYNC {
-            return 0..u64::MAX;
-        }
-        let (offset, len) = (number(&self.body, 8, 8), number(&self.body, 16, 4));
-        offset..offset + len
+fn op_of(message: &Message) -> Option<DiskOp> {
+    match message.code {
+        code::READ => Some(DiskOp::Read),
+        code::WRITE => Some(DiskOp::Write),
+        code::FSYNC => Some(DiskOp::Sync),
+        _ => None,
     }
 }
 
@@ -288,9 +211,9 @@ impl Content {
         if message.code == code::FSYNC { self.now.clone() } else { Vec::new() }
     }
 
-    fn carry_out(&mut self, message: &Message) -> Result<Vec<u8>, i32> {
+    fn carry_out(&mut self, Waiting { message, synced }: &Waiting) -> Result<Vec<u8>, i32> {
         let mut longest = usize::MAX;
-        if let Some(op) = message.op() {
+        if let Some(op) = op_of(message) {
             let touched = message.range();
             for (faulty, range, fault) in &self.faults {
                 if *faulty == op && touched.start < range.end && range.start < touched.end {
@@ -302,10 +225,6 @@ impl Content {
             }
         }
         match message.code {
-            code::INIT => Ok(init_answer()),
-            code::GETATTR => Ok([vec![0; 16], self.attributes()].concat()),
-            code::OPEN => Ok(vec![0; 16]),
-            code::RELEASE | code::FLUSH => Ok(Vec::new()),
             code::READ => {
                 let range = self.indices(message);
                 Ok(self.now[range.start..range.end.min(range.start.saturating_add(longest))].to_vec())
@@ -313,16 +232,15 @@ impl Content {
             code::WRITE => {
                 let range = self.indices(message);
                 let len = range.len().min(longest);
-                self.now[range.start..range.start + len].copy_from_slice(&message.body[40..40 + len]);
-                let len = u32::try_from(len).unwrap();
-                Ok([len.to_le_bytes(), [0; 4]].concat())
+                self.now[range.start..range.start + len].copy_from_slice(&message.data()[..len]);
+                Ok(written(len))
             }
             code::FSYNC => {
-                self.durable.clone_from(&message.synced);
+                self.durable.clone_from(synced);
                 self.syncs += 1;
                 Ok(Vec::new())
             }
-            _ => Err(libc::ENOSYS),
+            _ => message.answer_for(self.now.len() as u64),
         }
     }
 
@@ -330,38 +248,11 @@ impl Content {
         let clamp = |at: u64| usize::try_from(at).unwrap().min(self.now.len());
         clamp(message.range().start)..clamp(message.range().end)
     }
-
-    /// `struct fuse_attr` of a regular file.
-    fn attributes(&self) -> Vec<u8> {
-        let size = self.now.len() as u64;
-        let wide = [1, size, size / 512, 0, 0, 0].map(u64::to_le_bytes).concat();
-        let narrow = [0, 0, 0, libc::S_IFREG | 0o644, 1, 0, 0, 0, 4096, 0].map(u32::to_le_bytes).concat();
-        [wide, narrow].concat()
-    }
-}
-
-/// `struct fuse_init_out` of version 7.31: large requests, and direct IO that waits without a thread.
-fn init_answer() -> Vec<u8> {
-    const ASYNC_READ: u32 = 1;
-    const BIG_WRITES: u32 = 1 << 5;
-    const ASYNC_DIO: u32 = 1 << 15;
-    const MAX_PAGES: u32 = 1 << 22;
-    let flags = ASYNC_READ | BIG_WRITES | ASYNC_DIO | MAX_PAGES;
-    let mut answer =
-        [7, 31, MAX_IO_BYTES, flags, 64 | 64 << 16, MAX_IO_BYTES, 1].map(u32::to_le_bytes).concat();
-    answer.extend((MAX_IO_BYTES / 4096).to_le_bytes());
-    answer.resize(64, 0);
-    answer
-}
-
-fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
-    let mut number = [0; 8];
-    number[..len].copy_from_slice(&bytes[at..at + len]);
-    u64::from_le_bytes(number)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
     use std::os::unix::fs::FileExt;
 
     use super::*;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
@@ -9,6 +10,11 @@ use std::sync::OnceLock;
 use crate::bins::{repository, static_receipt_binary};
 use crate::proc::{Exit, Proc};
 use crate::wait::readable;
+
+/// A port of 127.0.0.1 that nobody uses now.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
 
 /// A booted guest with a shell; killed when dropped.
 #[derive(Debug)]

@@ -9,7 +9,7 @@
 //!   [`guest_disk`] is the store's view of the disk through a driver.
 //! * [`FaultDisk`] is a disk whose operations can be held or fail, and which knows what was synced.
 //! * [`Mounted`] is `receipt mount` on a store in a file.
-//! * [`HttpClient`] talks to a gateway in a guest.
+//! * [`GuestFile`] is a guest's disk as a file of this host, for programs on it, such as a [`Gateway`]; [`Client`] talks to one.
 //! * [`Ctl`] is the operator.
 //! * [`Guest`] is a QEMU guest driven over its serial console, [`qtest::Machine`] a QEMU whose driver is the test itself.
 //!
@@ -17,16 +17,22 @@
 
 mod backend;
 mod bins;
+#[path = "../../guest-driver/tests/support/child.rs"]
+mod child;
+#[path = "../../guest-driver/tests/gateway/client.rs"]
+mod client;
 pub mod crash_log;
 mod ctl;
 mod disk;
 mod driver;
 mod fault_disk;
 mod fault_stand;
+mod fuse;
+mod gateway;
 mod guest;
 pub mod guest_disk;
+mod guest_file;
 pub mod history;
-mod http;
 mod mounted;
 mod polite;
 mod proc;
@@ -45,13 +51,16 @@ pub use bins::{
     backend_binary, exercise_binary, gateway_binary, kexec_binary, receipt_binary, receipt_mount_binary,
     repository, static_binary, static_gateway_binary, static_mount_binary, static_receipt_binary,
 };
+pub use child::die_with_parent;
+pub use client::{Answer, Client};
 pub use ctl::Ctl;
 pub use disk::{Scratch, pattern};
 pub use driver::Driver;
 pub use fault_disk::{DiskOp, FaultDisk, SmallTmpfs};
 pub use fault_stand::FaultStand;
-pub use guest::{Guest, GuestImage, Output};
-pub use http::{HttpClient, free_port};
+pub use gateway::Gateway;
+pub use guest::{Guest, GuestImage, Output, free_port};
+pub use guest_file::GuestFile;
 pub use mounted::Mounted;
 pub use polite::Polite;
 pub use proc::{Exit, Proc};

@@ -8,7 +8,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
 use crate::bins::receipt_mount_binary;
-use crate::fault_disk::own_mounts;
+use crate::fuse::own_mounts;
 use crate::proc::{Exit, Proc};
 
 /// A mounted store; unmounted when dropped. Only the thread that mounts it and what that starts see it.

@@ -1,14 +1,14 @@
 //! A child process that cannot outlive the test.
 
 use std::fs;
-use std::io;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
+use crate::child::die_with_parent;
 use crate::wait::{readable, until};
 
 /// A running program; killed by its pid when dropped.
@@ -37,9 +37,7 @@ impl Proc {
     /// The kernel kills the child when the *thread* that started it ends, so start it in the test's own thread.
     pub fn spawn(command: &mut Command, stderr: &Path) -> Self {
         let log = fs::File::create(stderr).unwrap();
-        // SAFETY: prctl is async-signal-safe and touches nothing that the parent owns.
-        unsafe { command.pre_exec(die_with_parent) };
-        let child = command.stderr(Stdio::from(log)).spawn();
+        let child = die_with_parent(command).stderr(Stdio::from(log)).spawn();
         let child = child.unwrap_or_else(|error| panic!("cannot start {:?}: {error}", command.get_program()));
         Self { child, stderr: stderr.to_owned() }
     }
@@ -153,14 +151,6 @@ impl Drop for Proc {
         if std::thread::panicking() {
             eprintln!("--- standard error of pid {} ---\n{}---", self.pid(), self.stderr());
         }
-    }
-}
-
-fn die_with_parent() -> io::Result<()> {
-    // SAFETY: PR_SET_PDEATHSIG takes a signal number and no pointer.
-    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -15,13 +15,17 @@ pub const SAFETY_NET: Duration = Duration::from_secs(60);
 /// When the safety net runs out; `what` says what was waited for.
 #[track_caller]
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
+    // In small pieces: a test that is stopped for a while, and all it waits for with it, has not waited meanwhile.
+    const LONGEST: Duration = Duration::from_millis(100);
+    let mut waited = Duration::ZERO;
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < SAFETY_NET, "waited {SAFETY_NET:?} for {what}");
+        assert!(waited < SAFETY_NET, "waited {SAFETY_NET:?} for {what}");
+        let start = Instant::now();
         std::thread::sleep(Duration::from_millis(2));
+        waited += start.elapsed().min(LONGEST);
     }
 }
 

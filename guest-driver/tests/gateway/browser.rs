@@ -2,6 +2,7 @@
 //!
 //! With `RECEIPT_SCREENSHOTS=DIR` the screenshots of docs/ are left there.
 
+use crate::child::die_with_parent;
 use crate::client::Client;
 use crate::stand::{OtherMachine, Stand, until};
 use receipt_store::render::sample::sample;
@@ -29,7 +30,8 @@ impl Browser {
         let mut command = Command::new("chromedriver");
         command.args(["--port=0"]).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         command.env("TMPDIR", profile.path()).env("HOME", profile.path());
-        let mut driver = command.spawn().expect("chromedriver (apt-get install chromium chromium-driver)");
+        let driver = die_with_parent(&mut command).spawn();
+        let mut driver = driver.expect("chromedriver (apt-get install chromium chromium-driver)");
         let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines();
         let port = lines.find_map(|line| {
             let line = line.unwrap();

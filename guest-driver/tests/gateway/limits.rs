@@ -112,7 +112,7 @@ fn a_client_that_has_asked_everything_may_end_its_side() {
         );
     }
     client.write(&requests).unwrap();
-    client.0.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    client.end_requests();
     for _ in 0..20 {
         client.answer(false).expect(201);
     }

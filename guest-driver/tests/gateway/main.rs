@@ -3,6 +3,8 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
 
 mod browser;
+#[path = "../support/child.rs"]
+mod child;
 mod client;
 mod feed;
 mod get;

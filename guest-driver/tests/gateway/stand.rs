@@ -1,5 +1,6 @@
 //! A store in a file, and gateways on it.
 
+use crate::child::die_with_parent;
 use crate::client::{Answer, Client};
 use receipt_store::device::DeviceResult;
 use receipt_store::{Device, FormatOptions, RawDevice, Reader, format};
@@ -76,7 +77,7 @@ impl Stand {
             command.args(["--listen", "127.0.0.1:0"]);
         }
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log).unwrap());
-        let mut child = command.spawn().unwrap();
+        let mut child = die_with_parent(&mut command).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("http://").and_then(|address| address.parse().ok());

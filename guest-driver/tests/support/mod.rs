@@ -2,6 +2,9 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
 
+mod child;
+
+use child::die_with_parent;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -41,6 +44,7 @@ impl Store {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_receipt"));
         command.arg("--device").arg(self.path("disk")).args(args).stdin(Stdio::null());
+        die_with_parent(&mut command);
         command
     }
 
