@@ -74,6 +74,29 @@ fn polling_backend_sees_requests_without_a_kick() {
     }
 }
 
+/// The thread that syncs may need the processor. Whoever asks for a kick is about to sleep.
+#[test]
+fn worker_does_not_look_around_while_only_a_flush_is_under_way() {
+    for engine in ["io_uring", "sync"] {
+        let options = ["--poll-us", "100000", "--io-engine", engine];
+        let stand = FaultStand::serve(|serve| options.iter().fold(serve.rw("a"), Serve::arg));
+        let mut guest = stand.guest("a", 1);
+        assert_eq!(guest.request(&Request::write(0, &[7; 4096])).status, status::OK);
+        until("the worker to sleep", || guest.wants_kick(0).then_some(()));
+        let looked = || stand.ctl().stats("a")["looked_around"].as_u64().unwrap();
+        let before = looked();
+        assert!(before > 0, "it may look around");
+        stand.disk().hold(DiskOp::Sync);
+        let flush = guest.submit(0, &Request::flush());
+        stand.disk().wait_for_held(DiskOp::Sync, 1);
+        until("the worker to ask for a kick", || guest.wants_kick(0).then_some(()));
+        assert_eq!(looked(), before, "{engine}: with a flush under way");
+        stand.disk().release(DiskOp::Sync);
+        assert_eq!(guest.wait_used(0).0, flush);
+        until("the worker to look around again", || (looked() > before).then_some(()));
+    }
+}
+
 #[test]
 fn backend_that_must_not_poll_wants_a_kick() {
     for (options, on_tmpfs) in WAYS {
@@ -279,6 +302,43 @@ fn memory_of_the_backend_is_bounded() {
         let queues = u64::from(QUEUES) * GUESTS.len() as u64;
         assert!(mib <= 16 + queues, "{mib} MiB for {queues} queues with {options:?}");
     }
+}
+
+/// A thousand requests that cannot go on, each with as many pieces as a chain has: lists of 16 bytes a piece.
+#[test]
+fn memory_for_lists_of_pieces_is_bounded() {
+    const PIECES: usize = 1000;
+    const MANY: u64 = 1000;
+    let mut stand = FaultStand::serve(|serve| serve.rw("a").arg("--io-engine").arg("io_uring"));
+    let mut guest = stand.raw("a");
+    guest.start(Setup { size: 1024, ..Setup::default() });
+    stand.disk().hold(DiskOp::Write);
+    let blocker = guest.submit(0, &Request::write(0, &[1; 512]));
+    stand.disk().wait_for_held(DiskOp::Write, 1);
+    let at_start = stand.backend().proc().memory_bytes();
+    // They read what the write holds, so all that are taken wait for it.
+    for _ in 0..MANY {
+        guest.publish(0, &Request::read(0, 1024).cut_writable(&[1; PIECES]).indirect());
+    }
+    guest.kick(0);
+    until("the requests that have room to be taken", || {
+        let parked = |stand: &FaultStand| stand.ctl().stats("a")["parked"].as_u64().unwrap();
+        let before = parked(&stand);
+        stand.backend().proc().wait_until_idle();
+        (parked(&stand) == before && before > 0).then_some(())
+    });
+    let mib = stand.backend().proc().memory_bytes().saturating_sub(at_start) >> 20;
+    assert!(mib < 8, "{mib} MiB for lists of pieces; all of them would take 16");
+    stand.disk().release(DiskOp::Write);
+    let heads: Vec<u16> = (0..=MANY)
+        .map(|_| guest.wait_used(0))
+        .map(|(head, outcome)| {
+            assert_eq!(outcome.status, status::OK);
+            head
+        })
+        .collect();
+    assert_eq!(heads.len(), 1 + usize::try_from(MANY).unwrap());
+    assert!(heads.contains(&blocker));
 }
 
 const REQUESTS: u64 = 100;

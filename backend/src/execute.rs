@@ -10,11 +10,12 @@ use crate::transfer::Transfer;
 
 /// How an operation goes on.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each ordinary request")]
 pub enum Start {
     /// It is over: the status, and the data bytes written to guest memory.
     Finished(Status, u32),
-    /// It needs no range: straight to the slow operations.
-    Slow(SlowOp),
+    /// It makes durable what has completed, and needs no range.
+    Flush,
     /// It runs once all `ranges` are admitted.
     Ordered {
         /// The ranges it touches, none empty.
@@ -93,6 +94,15 @@ pub enum Work {
 }
 
 impl Work {
+    /// Pieces of guest memory that it keeps a list of.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        match self {
+            Self::Transfer { transfer, .. } => transfer.pieces(),
+            Self::Slow(_) | Self::AwaitSlow { .. } => 0,
+        }
+    }
+
     /// Bytes of guest memory that it moves.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
@@ -124,7 +134,7 @@ pub fn start(operation: Operation, context: Context<'_>) -> Start {
     match operation {
         Operation::GetId { segments } => Start::Finished(Status::Ok, answer_id(serial, &segments)),
         Operation::Flush if disk.is_poisoned() => refused(),
-        Operation::Flush => Start::Slow(SlowOp::Flush),
+        Operation::Flush => Start::Flush,
         Operation::Transfer { direction: Direction::Write, .. } | Operation::Erase { .. }
             if refuses_writes =>
         {

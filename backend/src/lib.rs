@@ -64,6 +64,7 @@ mod stats;
 mod syncer;
 mod throttle;
 mod transfer;
+mod turn;
 mod values;
 mod vring;
 mod wire;

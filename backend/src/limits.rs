@@ -36,6 +36,9 @@ pub const MAX_IN_FLIGHT: usize = 1024;
 /// Bytes of the requests of one guest in the backend; further ones wait in its ring.
 pub const MAX_IN_FLIGHT_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Pieces of guest memory that these requests name; further requests wait in its ring.
+pub const MAX_IN_FLIGHT_PIECES: usize = 32_768;
+
 /// Requests taken from one ring before the next ring has its turn.
 pub const MAX_BATCH: usize = 64;
 

@@ -36,10 +36,12 @@ pub enum Counter {
     HeldBack,
     /// Writes, discards and write-zeroes refused because they touch a sealed range; errors as well.
     RefusedBySeal,
+    /// Times that the worker looked around for news before it slept.
+    LookedAround,
 }
 
 impl Counter {
-    const COUNT: usize = Self::RefusedBySeal as usize + 1;
+    const COUNT: usize = Self::LookedAround as usize + 1;
 }
 
 /// The counters at one moment.
@@ -58,6 +60,7 @@ pub struct Snapshot {
     pub waited_for_sync: u64,
     pub held_back: u64,
     pub refused_by_seal: u64,
+    pub looked_around: u64,
 }
 
 impl GuestStats {
@@ -89,6 +92,7 @@ impl GuestStats {
             waited_for_sync: get(Counter::WaitedForSync),
             held_back: get(Counter::HeldBack),
             refused_by_seal: get(Counter::RefusedBySeal),
+            looked_around: get(Counter::LookedAround),
         }
     }
 }

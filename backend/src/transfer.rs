@@ -145,6 +145,12 @@ impl Transfer {
         self.range.end - self.range.start
     }
 
+    /// Pieces of guest memory for which it keeps room.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        self.segments.capacity()
+    }
+
     /// Bytes of the request that are moved so far.
     #[must_use]
     pub fn moved_bytes(&self) -> u32 {

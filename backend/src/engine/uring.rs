@@ -1,6 +1,6 @@
 //! IO through one io_uring: queued without a system call, handed over a few at a time.
 //!
-//! Invariant: at most [`MAX_IN_FLIGHT`] IOs are under way, so neither ring can overflow.
+//! Invariant: at most [`MAX_IN_FLIGHT`] IOs and one sync are under way, so neither ring can overflow.
 //!
 //! Guest memory is not registered with the ring: that would pin all of it, keep ballooning and page merging from working, and be
 //! redone at each change of the memory table.
@@ -10,9 +10,9 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::register::{Probe, Restriction};
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{Builder, IoUring, opcode, squeue, types};
 
-use super::Completion;
+use super::{Completion, SYNC_TOKEN};
 use crate::limits::{MAX_HANDED_OVER, MAX_IN_FLIGHT};
 use crate::request::Direction;
 use crate::transfer::Io;
@@ -21,8 +21,8 @@ use crate::transfer::Io;
 const SUBMISSION_ENTRIES: u32 = 256;
 
 /// All that it is asked to do.
-const OPERATIONS: [u8; 4] =
-    [opcode::Read::CODE, opcode::Write::CODE, opcode::Readv::CODE, opcode::Writev::CODE];
+const OPERATIONS: [u8; 5] =
+    [opcode::Read::CODE, opcode::Write::CODE, opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
 
 /// One ring, used by one thread.
 pub struct UringEngine {
@@ -40,6 +40,15 @@ enum Target {
     Descriptor(RawFd),
 }
 
+impl Target {
+    fn named(self) -> (types::Fd, squeue::Flags) {
+        match self {
+            Self::Registered => (types::Fd(0), squeue::Flags::FIXED_FILE),
+            Self::Descriptor(fd) => (types::Fd(fd), squeue::Flags::empty()),
+        }
+    }
+}
+
 impl std::fmt::Debug for UringEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("UringEngine").field("fd", &self.ring.as_raw_fd()).finish()
@@ -54,7 +63,17 @@ impl UringEngine {
     pub fn new(file: &File) -> io::Result<Self> {
         try_out()?;
         let completion_entries = u32::try_from(2 * MAX_IN_FLIGHT).map_err(io::Error::other)?;
-        let ring = set_up(completion_entries)?;
+        let mut plain = IoUring::builder();
+        // It may be restricted before it is used.
+        plain.setup_cqsize(completion_entries).setup_r_disabled();
+        // The disk's completions do not interrupt the thread at what it does: they wait for its next system call, or wake it when
+        // it sleeps. Linux 5.19.
+        let mut wished = plain.clone();
+        wished.setup_coop_taskrun().setup_taskrun_flag();
+        Self::of(set_up(&wished, &plain)?, file)
+    }
+
+    fn of(ring: IoUring, file: &File) -> io::Result<Self> {
         let target = match ring.submitter().register_files(&[file.as_raw_fd()]) {
             Ok(()) => Target::Registered,
             Err(error) => {
@@ -76,13 +95,28 @@ impl UringEngine {
         // SAFETY: passed on to the caller.
         let entry = unsafe { entry(self.target, io) }.user_data(token as u64);
         // SAFETY: passed on to the caller.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.flush_submissions();
-        }
+        unsafe { self.push(&entry) };
         self.under_way += 1;
         // A disk that starts on the first few while the rest is prepared ends them earlier, and guest and disk work at the
         // same time instead of in turns.
         if self.ring.submission().len() >= MAX_HANDED_OVER {
+            self.flush_submissions();
+        }
+    }
+
+    /// See [`super::Engine::submit_sync`]. A thread of the kernel carries it out.
+    pub fn submit_sync(&mut self) {
+        let (fd, flags) = self.target.named();
+        let sync = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: it names no memory.
+        unsafe { self.push(&sync.flags(flags).user_data(SYNC_TOKEN as u64)) };
+    }
+
+    /// # Safety
+    /// The memory that `entry` names must stay valid and in place until its completion has been taken.
+    unsafe fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: passed on to the caller.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
             self.flush_submissions();
         }
     }
@@ -109,7 +143,9 @@ impl UringEngine {
         for done in self.ring.completion() {
             let token = usize::try_from(done.user_data()).unwrap_or(usize::MAX);
             completions.push(Completion { token, result: done.result() });
-            self.under_way = self.under_way.saturating_sub(1);
+            if token != SYNC_TOKEN {
+                self.under_way = self.under_way.saturating_sub(1);
+            }
         }
     }
 
@@ -139,19 +175,15 @@ impl UringEngine {
     }
 }
 
-/// A ring that may be restricted before it is used. The disk's completions do not interrupt the thread at what it does, where the
-/// kernel is new enough (5.19): they wait for its next system call, or wake it when it sleeps.
-fn set_up(completion_entries: u32) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
-    builder.setup_cqsize(completion_entries).setup_r_disabled();
-    let plain = builder.clone();
-    match builder.setup_coop_taskrun().setup_taskrun_flag().build(SUBMISSION_ENTRIES) {
+/// A ring as wished, or the plain one where the kernel does not know the wish.
+fn set_up(wished: &Builder, plain: &Builder) -> io::Result<IoUring> {
+    match wished.build(SUBMISSION_ENTRIES) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => plain.build(SUBMISSION_ENTRIES),
         made => made,
     }
 }
 
-/// From now on the ring reads and writes, the one file if that is registered, and nothing else: entries do not pass the
+/// From now on the ring reads, writes and syncs, the one file if that is registered, and nothing else: entries do not pass the
 /// filter of system calls, so without this whoever gets hold of the ring could open and connect by it.
 fn restrict(ring: &IoUring, target: Target) -> io::Result<()> {
     let mut allowed = Vec::from(OPERATIONS.map(Restriction::sqe_op));
@@ -186,10 +218,7 @@ fn try_out() -> io::Result<()> {
 /// # Safety
 /// The segments of `io` must be valid.
 unsafe fn entry(target: Target, io: Io) -> squeue::Entry {
-    let (fd, flags) = match target {
-        Target::Registered => (types::Fd(0), squeue::Flags::FIXED_FILE),
-        Target::Descriptor(fd) => (types::Fd(fd), squeue::Flags::empty()),
-    };
+    let (fd, flags) = target.named();
     let segments: *const libc::iovec = io.segments.cast();
     // SAFETY: passed on to the caller; `HostSlice` has the layout of `iovec`.
     let first = unsafe { *segments };
@@ -217,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn ring_does_nothing_but_read_and_write_its_file() {
+    fn ring_does_nothing_but_read_write_and_sync_its_file() {
         let file = tempfile::tempfile().unwrap();
         let other = tempfile::tempfile().unwrap();
         let Ok(mut engine) = UringEngine::new(&file) else { return println!("this kernel forbids io_uring") };
@@ -229,11 +258,33 @@ mod tests {
             ("open with the flag", opcode::OpenAt::new(types::Fd(0), path).build().flags(fixed)),
             ("socket", opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build()),
             ("another file", opcode::Write::new(types::Fd(other.as_raw_fd()), nowhere, 0).build()),
+            ("sync of another file", opcode::Fsync::new(types::Fd(other.as_raw_fd())).build()),
             ("no operation", opcode::Nop::new().build()),
         ] {
             assert_eq!(result_of(&mut engine, &entry), -libc::EACCES, "{name}");
         }
         let own = opcode::Write::new(types::Fd(0), nowhere, 0).build().flags(fixed);
         assert_eq!(result_of(&mut engine, &own), 0);
+        let sync = opcode::Fsync::new(types::Fd(0)).build().flags(fixed);
+        assert_eq!(result_of(&mut engine, &sync), 0);
+    }
+    #[test]
+    fn kernel_that_does_not_know_the_wish_gets_a_plain_ring() {
+        let file = tempfile::tempfile().unwrap();
+        if try_out().is_err() {
+            return println!("this kernel forbids io_uring");
+        }
+        let mut plain = IoUring::builder();
+        plain.setup_r_disabled();
+        // Refused by every kernel: by new ones without `setup_single_issuer`, by old ones as a flag that they do not know.
+        let mut unknown = plain.clone();
+        unknown.setup_defer_taskrun();
+        assert_eq!(unknown.build(1).err().and_then(|error| error.raw_os_error()), Some(libc::EINVAL));
+        let mut engine = UringEngine::of(set_up(&unknown, &plain).unwrap(), &file).unwrap();
+        let bytes = b"plain";
+        let write =
+            opcode::Write::new(types::Fd(0), bytes.as_ptr(), 5).build().flags(squeue::Flags::FIXED_FILE);
+        assert_eq!(result_of(&mut engine, &write), 5);
+        assert_eq!(std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap(), bytes);
     }
 }

@@ -12,6 +12,7 @@
 mod requests;
 mod rings;
 mod sealing;
+mod syncs;
 mod transfers;
 
 use std::collections::VecDeque;
@@ -30,6 +31,7 @@ use self::rings::Running;
 use self::sealing::Sealing;
 use crate::chain::Chain;
 use crate::crash::{self, Point};
+use crate::disk::SyncUnderWay;
 use crate::engine::{Completion, Engine};
 use crate::inflight::Recovered;
 use crate::limits::{MAX_BATCH, MAX_BOUNCE_BUFFERS, MAX_IN_FLIGHT};
@@ -40,6 +42,7 @@ use crate::poll::Patience;
 use crate::role::ReadMode;
 use crate::seals::Seals;
 use crate::shared::Shared;
+use crate::stats::Counter;
 use crate::syncer::Waiter;
 use crate::throttle::{Limits, Throttle};
 use crate::transfer::AlignedBuffer;
@@ -156,6 +159,8 @@ pub struct Worker {
     requests: Slab<InFlight>,
     /// Bytes of guest memory that they move.
     in_flight_bytes: u64,
+    /// Pieces of it that they have lists of.
+    in_flight_pieces: usize,
     /// Ranges that they touch beyond the first of each: everybody's admission looks at all of them.
     further_ranges: usize,
     /// Of these, the ones that change the disk.
@@ -169,6 +174,8 @@ pub struct Worker {
     seals: Arc<Seals>,
     /// Who waits for writes to ranges that are being sealed.
     sealings: Vec<Sealing>,
+    /// The flush whose sync the ring has under way.
+    flush_by_ring: Option<(usize, SyncUnderWay)>,
     /// Told when `requests` is empty.
     waiting_for_idle: Vec<Sender<()>>,
     write_through: bool,
@@ -220,6 +227,7 @@ impl Worker {
             rings: Vec::new(),
             requests: Slab::with_capacity(MAX_IN_FLIGHT),
             in_flight_bytes: 0,
+            in_flight_pieces: 0,
             further_ranges: 0,
             next_ring: 0,
             log: LogLimit::default(),
@@ -228,6 +236,7 @@ impl Worker {
             waiting_for_writes: Vec::new(),
             seals,
             sealings: Vec::new(),
+            flush_by_ring: None,
             waiting_for_idle: Vec::new(),
             write_through: false,
             unmade_buffers: MAX_BOUNCE_BUFFERS,
@@ -300,6 +309,7 @@ impl Worker {
         let waits_for_threads = !self.requests.is_empty() && !self.engine.has_io();
         let longest = if waits_for_threads { Duration::ZERO } else { self.patience().now() };
         let pause = (longest > Duration::ZERO).then(Instant::now);
+        self.count(Counter::LookedAround, pause.is_some().into());
         if pause.is_some_and(|began| self.look_around(began, longest)) || self.ask_for_kicks() {
             return Ok(0);
         }

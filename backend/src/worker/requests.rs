@@ -25,6 +25,8 @@ pub(super) struct InFlight {
     pub(super) work: Work,
     pub(super) kind: Kind,
     pub(super) len_bytes: u64,
+    /// Pieces of guest memory that it was taken with.
+    pub(super) pieces: usize,
     pub(super) ticket: Option<Ticket>,
 }
 
@@ -62,18 +64,36 @@ impl Worker {
         match request.operation.map(|operation| execute::start(operation, context)) {
             Err(refusal) => self.answer(queue, head, status, refusal, 0),
             Ok(Start::Finished(outcome, data_bytes)) => self.answer(queue, head, status, outcome, data_bytes),
-            Ok(Start::Slow(op)) => {
+            Ok(Start::Flush) => {
                 let (work, kind) = (Work::AwaitSlow { moved_bytes: 0 }, Kind::Flush);
                 let ranges = Ranges::NONE;
-                let (len_bytes, ticket) = (0, None);
-                let token =
-                    self.keep(InFlight { queue, head, status, ranges, work, kind, len_bytes, ticket });
-                self.shared.syncer.submit(self.waiter(token), op);
+                let (len_bytes, pieces, ticket) = (0, 0, None);
+                let token = self.keep(InFlight {
+                    queue,
+                    head,
+                    status,
+                    ranges,
+                    work,
+                    kind,
+                    len_bytes,
+                    pieces,
+                    ticket,
+                });
+                self.flush(token);
             }
             Ok(Start::Ordered { ranges, kind, work }) => {
-                let (len_bytes, ticket) = (work.memory_bytes(), None);
-                let token =
-                    self.keep(InFlight { queue, head, status, ranges, work, kind, len_bytes, ticket });
+                let (len_bytes, pieces, ticket) = (work.memory_bytes(), work.pieces(), None);
+                let token = self.keep(InFlight {
+                    queue,
+                    head,
+                    status,
+                    ranges,
+                    work,
+                    kind,
+                    len_bytes,
+                    pieces,
+                    ticket,
+                });
                 self.batch.push(token);
             }
         }
@@ -123,6 +143,7 @@ impl Worker {
         assert!(self.requests.len() < MAX_IN_FLIGHT, "the kernel may hold pointers into the requests");
         self.writes += usize::from(request.kind.changes_disk());
         self.in_flight_bytes += request.len_bytes;
+        self.in_flight_pieces += request.pieces;
         self.further_ranges += request.ranges.as_slice().len() - 1;
         self.requests.insert(request)
     }
@@ -189,6 +210,7 @@ impl Worker {
         }
         self.count_request(request.kind, status, u64::from(moved_bytes));
         self.in_flight_bytes -= request.len_bytes;
+        self.in_flight_pieces -= request.pieces;
         self.further_ranges -= request.ranges.as_slice().len() - 1;
         self.writes -= usize::from(request.kind.changes_disk());
         self.note_ended(token);

@@ -12,7 +12,8 @@ use super::{Worker, watch};
 use crate::crash::{self, Point};
 use crate::inflight::Recovered;
 use crate::limits::{
-    MAX_BATCH, MAX_BATCH_IN_LINE, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_ROUND_DESCRIPTORS,
+    MAX_BATCH, MAX_BATCH_IN_LINE, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_IN_FLIGHT_PIECES,
+    MAX_ROUND_DESCRIPTORS,
 };
 use crate::memory::HostSlice;
 use crate::request::Status;
@@ -151,6 +152,9 @@ impl Worker {
 
     /// Requests that may be taken, if each touches one range.
     fn free_places(&self) -> usize {
+        if self.in_flight_pieces >= MAX_IN_FLIGHT_PIECES {
+            return 0;
+        }
         MAX_IN_FLIGHT.saturating_sub(self.requests.len() + self.further_ranges)
     }
 

@@ -6,7 +6,7 @@ use log::Level;
 
 use super::Worker;
 use crate::crash::{self, Point};
-use crate::engine::Completion;
+use crate::engine::{Completion, SYNC_TOKEN};
 use crate::execute::Work;
 use crate::limits::BOUNCE_BUFFER_BYTES;
 use crate::request::{Direction, Status};
@@ -16,7 +16,6 @@ use crate::syncer::SlowOp;
 use crate::transfer::{AlignedBuffer, BUFFER_ALIGNMENT_BYTES};
 
 impl Worker {
-    /// Submits the next IO of a transfer, or ends it when nothing is left.
     /// Carries on with a transfer: in line as far as that goes, then by the ring, or ends it when nothing is left.
     pub(super) fn submit_next(&mut self, token: usize) {
         loop {
@@ -83,6 +82,10 @@ impl Worker {
         let mut completions = std::mem::take(&mut self.completions);
         self.engine.take_completions(&mut completions);
         for completion in completions.drain(..) {
+            if completion.token == SYNC_TOKEN {
+                self.finish_sync(completion.result);
+                continue;
+            }
             if self.note_io(completion) {
                 self.submit_next(completion.token);
             }

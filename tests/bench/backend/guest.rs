@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use receiptdisk_tests::listening;
+use receiptdisk_tests::raw::inflight::Inflight;
 use receiptdisk_tests::raw::{Desc, Front, Memory, Message, Ring, Wire, code, desc_flags, feature, kind};
 use rustix::event::epoll;
 use rustix::event::{EventfdFlags, eventfd};
+
+use crate::load::Load;
 
 /// Entries of the ring; the largest queue depth.
 const RING_SIZE: u16 = 128;
@@ -57,9 +60,10 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Connects and starts `queues` queues, each with buffers of `buffer_bytes` (a multiple of 4096) for `depth` requests and,
-    /// like a processor of the guest with its own queue, a driver of its own.
-    pub fn connect(socket: &Path, queues: u16, depth: u16, buffer_bytes: u32) -> Vec<Self> {
+    /// Connects and starts the queues of `load`, each with buffers for its requests (multiples of 4096 bytes) and, like a processor of
+    /// the guest with its own queue, a driver of its own. With `is_tracked` the backend keeps what is in flight across its end.
+    pub fn connect(socket: &Path, load: &Load, is_tracked: bool) -> Vec<Self> {
+        let Load { queues, depth, len: buffer_bytes, .. } = *load;
         let front = Front::greet(listening(|| Wire::connect(socket))).expect("the backend answers");
         let mut memory = Memory::new();
         let buffer_bytes = u64::from(buffer_bytes).next_power_of_two();
@@ -73,6 +77,9 @@ impl Guest {
         front.must(&Message::u64(code::SET_FEATURES, accepted), &[]);
         front.set_mem_table(&memory, &memory.regions(1));
         let sectors = front.config().capacity;
+        if is_tracked {
+            Inflight::ask(&front, queues, RING_SIZE).tell(&front);
+        }
         let (memory, front) = (Arc::new(memory), Arc::new(front));
         let start = |(queue, (ring, tables, buffers))| {
             let [kick, call] = start_queue(&front, queue, &ring);

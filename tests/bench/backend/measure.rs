@@ -59,7 +59,7 @@ impl Bench<'_> {
         let served = peer.start(self.image, self.place, load, folder.path());
         let cpu_at_start = served.cpu_ns();
         run_on(&self.cpus[1]);
-        let connect = |socket: &PathBuf| Guest::connect(socket, load.queues, load.depth, load.len);
+        let connect = |socket: &PathBuf| Guest::connect(socket, load, peer.is_tracked());
         let mut guests: Vec<Guest> = served.sockets.iter().flat_map(connect).collect();
         let time = Duration::from_secs_f64(self.seconds);
         drive_all(&mut guests, load, time / 4, round);

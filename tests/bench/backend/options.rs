@@ -17,6 +17,7 @@ tests/bench.sh backend [OPTION...]        peers take turns in each round; the ta
   --load TEXT           loads whose name has this in it; 'beside' (what slow operations of another guest cost) and 'queues of' only so
   --peer TEXT           peers whose name has this in it
   --own NAME=PROGRAM[ OPTION...]     this backend once more: another build, other options of serve; - is the usual build
+  --tracked NAME=PROGRAM[ OPTION...] the same, with what is in flight kept across a kill of the backend, as QEMU has it kept
   --socket NAME=PATH[,PATH]          a backend that runs already, with a disk of any kind behind each socket
   --json FILE, --svg FILE            where results and chart go
   --with FILE           results of an earlier run, to be judged and drawn with those of this one
@@ -79,7 +80,8 @@ impl Options {
                 self.loads = LOADS.into_iter().filter(|load| load.name.contains(text)).collect()
             }
             ("--peer", _) => wanted.push(value),
-            ("--own", text) => self.peers.insert(1, own(text)),
+            ("--own", text) => self.peers.insert(1, own(text, false)),
+            ("--tracked", text) => self.peers.insert(1, own(text, true)),
             ("--socket", text) => self.peers.push(running(text)),
             ("--with", _) => self.with.push(value.into()),
             ("--json", _) => self.json = Some(value.into()),
@@ -89,12 +91,12 @@ impl Options {
     }
 }
 
-fn own(text: &str) -> Peer {
+fn own(text: &str, is_tracked: bool) -> Peer {
     let (name, line) = text.split_once('=').unwrap_or_else(|| usage());
     let mut words = line.split_whitespace().map(str::to_owned);
     let program = words.next().unwrap_or_else(|| usage());
     let program = if program == "-" { backend_binary() } else { program.into() };
-    Peer::Own { name: name.into(), program, options: words.collect() }
+    Peer::Own { name: name.into(), program, options: words.collect(), is_tracked }
 }
 
 fn running(text: &str) -> Peer {

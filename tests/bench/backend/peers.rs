@@ -22,7 +22,7 @@ pub const FIO: &str = "fio on the file";
 #[derive(Debug, Clone)]
 pub enum Peer {
     /// This backend: the program and more options.
-    Own { name: String, program: PathBuf, options: Vec<String> },
+    Own { name: String, program: PathBuf, options: Vec<String>, is_tracked: bool },
     /// qemu-storage-daemon with this `aio=`.
     StorageDaemon { aio: &'static str },
     /// fio with io_uring straight on the file: what the host itself can do.
@@ -49,13 +49,13 @@ pub struct Served {
 impl Peer {
     /// This backend with its defaults.
     pub fn own() -> Self {
-        Self::Own { name: OWN.into(), program: backend_binary(), options: Vec::new() }
+        Self::Own { name: OWN.into(), program: backend_binary(), options: Vec::new(), is_tracked: false }
     }
 
     /// This backend looking for news for up to a millisecond.
     pub fn polling() -> Self {
         let options = ["--poll-us", "1000"].map(str::to_owned).to_vec();
-        Self::Own { name: POLLING.into(), program: backend_binary(), options }
+        Self::Own { name: POLLING.into(), program: backend_binary(), options, is_tracked: false }
     }
 
     /// Whether it is measured with such a load.
@@ -66,6 +66,11 @@ impl Peer {
             Self::Own { name, .. } => name != POLLING || load.depth == 1,
             Self::StorageDaemon { .. } | Self::Running { .. } => true,
         }
+    }
+
+    /// Whether its guests have it keep what is in flight across its end.
+    pub fn is_tracked(&self) -> bool {
+        matches!(self, Self::Own { is_tracked: true, .. })
     }
 
     /// As the tables name it.
