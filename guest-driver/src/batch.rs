@@ -1,9 +1,10 @@
 //! A group commit while it is planned: its records and where the log ends after them; and the one place that writes records.
 
+use crate::checksum::{DataSums, fill_padding, has_room};
 use crate::device::{AlignedBuf, BlockWrite, Device, DeviceResult};
 use crate::layout::{BLOCK_BYTES_USIZE, Geometry, WRITE_PIECE_BLOCKS, block_offset};
 use crate::log::Tail;
-use crate::record::{FLAG_BATCH_START, Header, Kind, record_blocks};
+use crate::record::{FLAG_BATCH_START, FLAG_CHECKSUM, Header, Kind, record_blocks};
 use crate::summary::{Descriptor, encode_items};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ struct Planned<'a> {
     blocks: usize,
     header: Vec<u8>,
     data: Cow<'a, [u8]>,
+    checksum: Option<u64>,
 }
 
 impl Planned<'_> {
@@ -22,13 +24,13 @@ impl Planned<'_> {
         self.block + self.blocks as u64
     }
 
-    /// Lays the record out; padding is zeroes.
+    /// Lays the record out.
     fn fill(&self, bytes: &mut [u8]) {
         let (header, rest) = bytes.split_at_mut(self.header.len());
         let (data, padding) = rest.split_at_mut(self.data.len());
         header.copy_from_slice(&self.header);
         data.copy_from_slice(&self.data);
-        padding.fill(0);
+        fill_padding(padding, self.checksum);
     }
 }
 
@@ -41,8 +43,8 @@ pub struct Draft<'a> {
     pub meta: Vec<u8>,
     /// Data.
     pub data: Cow<'a, [u8]>,
-    /// Hash of the data.
-    pub data_hash: [u8; 32],
+    /// Hash and checksum of the data.
+    pub sums: DataSums,
     /// Retention class.
     pub class: u8,
     /// Days since 1970.
@@ -51,7 +53,7 @@ pub struct Draft<'a> {
     pub version: u16,
     /// Block and sequence of the version before; zeroes = none.
     pub previous: (u64, u64),
-    /// Flags besides [`FLAG_BATCH_START`].
+    /// Flags besides [`FLAG_BATCH_START`] and [`FLAG_CHECKSUM`].
     pub flags: u16,
     /// When a copied receipt was recorded; `None` = now.
     pub recorded_at_ms: Option<u64>,
@@ -68,7 +70,7 @@ impl<'a> Draft<'a> {
         Self {
             kind,
             meta,
-            data_hash: *blake3::hash(&data).as_bytes(),
+            sums: DataSums::of(&data),
             data: Cow::Owned(data),
             class: 0,
             issued_day: 0,
@@ -119,7 +121,8 @@ impl<'a> Batch<'a> {
     pub fn push(&mut self, draft: Draft<'a>, geometry: &Geometry) -> Header {
         let cursor = &self.tail.cursor;
         let blocks = record_blocks(draft.meta.len(), draft.data.len() as u64);
-        let header = Header {
+        let batch_start = if self.headers.is_empty() { FLAG_BATCH_START } else { 0 };
+        let mut header = Header {
             seq: cursor.seq + 1,
             epoch: self.epoch,
             generation: cursor.generation,
@@ -131,18 +134,22 @@ impl<'a> Batch<'a> {
             data_len: draft.data.len() as u64,
             recorded_at_ms: draft.recorded_at_ms.unwrap_or(self.recorded_at_ms),
             issued_day: draft.issued_day,
-            flags: draft.flags | if self.headers.is_empty() { FLAG_BATCH_START } else { 0 },
+            flags: draft.flags | batch_start | FLAG_CHECKSUM,
             version: draft.version,
             previous_version_block: draft.previous.0,
             previous_version_seq: draft.previous.1,
             prev_hash: cursor.prev_hash,
-            data_hash: draft.data_hash,
+            data_hash: draft.sums.hash,
         };
+        let checksum = has_room(header.len_bytes(), header.data_len).then_some(draft.sums.checksum);
+        if checksum.is_none() {
+            header.flags &= !FLAG_CHECKSUM;
+        }
         assert!(geometry.holds_record(header.block, header.blocks), "a record never crosses a segment");
         let bytes = header.encode(self.store_seed);
         self.tail.advance(&header, *blake3::hash(&bytes).as_bytes(), geometry);
         let blocks = usize::try_from(blocks).unwrap_or_default();
-        self.records.push(Planned { block: header.block, blocks, header: bytes, data: draft.data });
+        self.records.push(Planned { block: header.block, blocks, header: bytes, data: draft.data, checksum });
         self.by_seq.insert(header.seq, self.headers.len());
         self.headers.push(header.clone());
         header

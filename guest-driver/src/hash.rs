@@ -1,23 +1,21 @@
-//! Hashes of the data of many changes, on several processors while the caller waits for the disk.
+//! Hash and checksum of the data of many changes, on several processors while the caller waits for the disk.
 
+use crate::checksum::DataSums;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// BLAKE3 of a receipt's data.
-pub type DataHash = [u8; 32];
 
 /// Below so many bytes a second thread costs more than it saves.
 const SHARED_BYTES_MIN: usize = 256 << 10;
 
 /// Hashes every one of `datas` and runs `meanwhile`; with a second thread where that pays.
-pub fn hash_all<T>(datas: &[&[u8]], meanwhile: impl FnOnce() -> T) -> (Vec<DataHash>, T) {
-    let hashes: Vec<OnceLock<DataHash>> = datas.iter().map(|_| OnceLock::new()).collect();
+pub fn hash_all<T>(datas: &[&[u8]], meanwhile: impl FnOnce() -> T) -> (Vec<DataSums>, T) {
+    let hashes: Vec<OnceLock<DataSums>> = datas.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some((data, hash)) = Some(next.fetch_add(1, Ordering::Relaxed))
             .and_then(|number| datas.get(number).zip(hashes.get(number)))
         {
-            hash.get_or_init(|| *blake3::hash(data).as_bytes());
+            hash.get_or_init(|| DataSums::of(data));
         }
     };
     let is_shared = datas.len() > 1
@@ -33,7 +31,7 @@ pub fn hash_all<T>(datas: &[&[u8]], meanwhile: impl FnOnce() -> T) -> (Vec<DataH
     });
     // All are there: the scope has waited for both threads.
     let whole = hashes.into_iter().zip(datas);
-    (whole.map(|(hash, data)| *hash.get_or_init(|| *blake3::hash(data).as_bytes())).collect(), answer)
+    (whole.map(|(hash, data)| *hash.get_or_init(|| DataSums::of(data))).collect(), answer)
 }
 
 /// Whether this process may run on more than one processor. Asked once.
@@ -53,7 +51,7 @@ mod tests {
             let slices: Vec<&[u8]> = datas.iter().map(Vec::as_slice).collect();
             let (hashes, answer) = hash_all(&slices, || 7);
             assert_eq!(answer, 7);
-            let expected: Vec<DataHash> = datas.iter().map(|data| *blake3::hash(data).as_bytes()).collect();
+            let expected: Vec<DataSums> = datas.iter().map(|data| DataSums::of(data)).collect();
             assert_eq!(hashes, expected);
         }
     }

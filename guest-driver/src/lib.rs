@@ -27,6 +27,7 @@ mod aio;
 pub mod apply;
 pub mod batch;
 pub mod chain;
+pub mod checksum;
 pub mod control;
 pub mod day;
 pub mod device;

@@ -3,6 +3,7 @@
 //! Each is a group commit of its own. Invariant: the superblock says that the store has such records before the first is written.
 
 use crate::batch::{Batch, Draft};
+use crate::checksum::DataSums;
 use crate::day::day_of_ms;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -259,7 +260,7 @@ impl<D: Device> Writer<D> {
         let draft = Draft {
             kind: Kind::Erase,
             meta: version.meta.clone(),
-            data_hash: *blake3::hash(data).as_bytes(),
+            sums: DataSums::of(data),
             data: Cow::Owned(data.to_vec()),
             class: version.class,
             issued_day: version.issued_day,

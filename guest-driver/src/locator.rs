@@ -92,7 +92,7 @@ impl Locator {
         if !is_same {
             return Ok(None);
         }
-        match header.data(buf.as_slice()) {
+        match header.data_by_checksum(buf.as_slice()) {
             // Erased: the index says whether something is stored under the path.
             Err(_) if is_all_zero(&header, buf.as_slice()) => Ok(None),
             Err(fault) if Rule::DataFits.holds() => Err(Error::CorruptReceipt {

@@ -1,6 +1,6 @@
 //! Reading by path, from nothing but the disk. A reader registers nowhere and holds no lock.
 //!
-//! Invariants: no byte is handed out before it matches its hash; "not found" is final only after the bucket was read again behind the
+//! Invariants: no byte is handed out before the data matches its checksum or its hash; "not found" is final only after the bucket was read again behind the
 //! head and the replay window was searched, so an acknowledged receipt is never "not found".
 
 use crate::control::Control;
@@ -20,7 +20,7 @@ use crate::table;
 use crate::window::Window;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A receipt that was read and verified.
+/// A receipt that was read and is what was stored: its data matches its checksum or, where it has none that fits, its hash.
 #[derive(Debug)]
 pub struct Receipt {
     path: ReceiptPath,
@@ -31,7 +31,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// Takes the blocks of a record and checks the data against its hash.
+    /// Takes the blocks of a record and checks the data.
     ///
     /// # Errors
     /// [`RecordFault::BadData`].
@@ -41,7 +41,7 @@ impl Receipt {
         buf: AlignedBuf,
     ) -> std::result::Result<Self, RecordFault> {
         if Rule::DataFits.holds() {
-            header.data(buf.as_slice())?;
+            header.data_by_checksum(buf.as_slice())?;
         }
         Ok(Self::of_checked(path, header, buf))
     }
@@ -63,6 +63,18 @@ impl Receipt {
         let start = self.header.len_bytes();
         let len = usize::try_from(self.header.data_len).unwrap_or_default();
         self.buf.as_slice().get(start..start.saturating_add(len)).unwrap_or_default()
+    }
+
+    /// Checks the bytes against the hash in the header (BLAKE3), which a get leaves out where their checksum fits. For whoever shows the hash as
+    /// proof, or keeps the bytes elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::CorruptReceipt`].
+    pub fn check_hash(&self) -> Result<()> {
+        self.header.data(self.buf.as_slice()).map(drop).map_err(|fault| Error::CorruptReceipt {
+            path: self.path.to_string(),
+            fact: format!("record at block {}: {fault}", self.header.block),
+        })
     }
 
     /// What is known about them.

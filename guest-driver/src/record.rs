@@ -4,6 +4,7 @@
 //! Invariants: sequences grow by one without a gap; `prev_hash` is the hash of the header before, `data_hash` that of the
 //! data, so the chain of headers vouches for every byte ever stored.
 
+use crate::checksum::has_room;
 use crate::layout::{BLOCK_BYTES, DATA_BYTES_MAX, PATH_BYTES_MAX};
 use crate::summary::DESCRIPTOR_BYTES_MAX;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -21,6 +22,8 @@ pub const FLAG_MOVED: u16 = 2;
 pub const FLAG_WAS_LIVE: u16 = 4;
 /// Flag of a Tombstone: the term was over.
 pub const FLAG_EXPIRED: u16 = 8;
+/// Flag: the last 8 bytes of the record hold a checksum of its data ([`crate::checksum`]).
+pub const FLAG_CHECKSUM: u16 = 16;
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,16 +321,23 @@ impl Header {
     /// # Errors
     /// [`RecordFault::BadData`].
     pub fn data<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], RecordFault> {
-        let start = self.len_bytes();
-        let data = usize::try_from(self.data_len)
-            .ok()
-            .and_then(|len| start.checked_add(len))
-            .and_then(|end| bytes.get(start..end))
-            .ok_or(RecordFault::BadData)?;
+        let (data, _) = self.split(bytes).ok_or(RecordFault::BadData)?;
         if *blake3::hash(data).as_bytes() != self.data_hash {
             return Err(RecordFault::BadData);
         }
         Ok(data)
+    }
+
+    /// The data and what is behind it.
+    #[must_use]
+    pub fn split<'a>(&self, bytes: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+        bytes.get(self.len_bytes()..)?.split_at_checked(usize::try_from(self.data_len).ok()?)
+    }
+
+    /// Whether the last bytes of the record are a checksum of its data.
+    #[must_use]
+    pub fn has_checksum(&self) -> bool {
+        self.flags & FLAG_CHECKSUM != 0 && has_room(self.len_bytes(), self.data_len)
     }
 }
 

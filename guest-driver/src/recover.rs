@@ -134,16 +134,13 @@ impl<D: Device> Writer<D> {
         Ok(())
     }
 
-    /// Whether all data of the record is there. Zeroes what is behind it: a torn write leaves there what the disk held before.
+    /// Whether all data of the record is there. Mends what is behind it: a torn write leaves there what the disk held before.
     fn is_whole(&self, header: &Header) -> Result<bool> {
         let mut buf = read_blocks(&self.device, header.block, header.blocks)?;
-        let Ok(data_len) = header.data(buf.as_slice()).map(<[u8]>::len) else {
+        if header.data(buf.as_slice()).is_err() {
             return Ok(false);
-        };
-        let end = header.len_bytes() + data_len;
-        let behind = buf.as_mut_slice().get_mut(end..).unwrap_or_default();
-        if behind.iter().any(|byte| *byte != 0) && Rule::RecoveryZeroes.holds() {
-            behind.fill(0);
+        }
+        if header.mend_padding(buf.as_mut_slice()) && Rule::RecoveryMends.holds() {
             let last = buf.as_slice().len() - BLOCK_BYTES_USIZE;
             // crash here: a sector holds the same data before and after, or nothing but what is behind it.
             let block = header.block + u64::from(header.blocks) - 1;

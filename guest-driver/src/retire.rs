@@ -254,7 +254,8 @@ pub(crate) fn zero_data(device: &dyn Device, superblock: &Superblock, erase: &He
 /// Whether the data of a record is all zeroes and not by its nature: it was erased, or a disk has lost it.
 pub(crate) fn is_zeroed(device: &dyn Device, header: &Header) -> Result<bool> {
     let buf = crate::log::read_blocks(device, header.block, header.blocks)?;
-    Ok(header.data(buf.as_slice()).is_err() && is_all_zero(header, buf.as_slice()))
+    let is_as_stored = header.data(buf.as_slice()).is_ok() && header.is_padded(buf.as_slice());
+    Ok(!is_as_stored && is_all_zero(header, buf.as_slice()))
 }
 
 /// Whether everything behind the header is zero.

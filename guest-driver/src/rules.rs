@@ -28,12 +28,16 @@ pub enum Rule {
     EntryFits,
     /// Data is checked before it is handed out.
     DataFits,
+    /// The checksum of data depends on its record.
+    ChecksumBound,
+    /// Where the checksum does not fit, the hash decides.
+    HashDecides,
     /// One read that finds a torn slot is not trusted.
     TornReadTwice,
     /// Recovery takes a record only if its data is whole.
     RecoveryChecksData,
-    /// Recovery zeroes what a torn write left behind the data.
-    RecoveryZeroes,
+    /// Recovery mends what a torn write left behind the data: zeroes, and the checksum.
+    RecoveryMends,
     /// Recovery flushes the pages before the head.
     RecoveryFlushes,
     /// Recovery writes a page again even if it shows the record.

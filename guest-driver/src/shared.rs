@@ -4,9 +4,10 @@
 //! There is no thread of its own: of the callers that wait, one leads and commits for all. Invariants: at most one leads; an answer is
 //! given once, to the caller of its change; a leader that panics stops the writer, nobody waits for ever.
 
+use crate::checksum::{DataHash, DataSums};
 use crate::device::Device;
 use crate::error::{DeviceError, Error, Result};
-use crate::hash::{DataHash, hash_all};
+use crate::hash::hash_all;
 use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
 use crate::path::ReceiptPath;
 use crate::writer::{Change, Put, Stored, Writer};
@@ -106,9 +107,9 @@ impl OwnedChange {
 /// Changes that are made together.
 pub type Group = Vec<OwnedChange>;
 
-/// Changes that are made together, with the BLAKE3 of the data of each: whoever had the bytes in hand has hashed them, and nobody does again.
+/// Changes that are made together, with hash and checksum of the data of each: whoever had the bytes in hand has hashed them, and nobody does again.
 #[derive(Debug)]
-pub struct HashedGroup(Vec<(OwnedChange, DataHash)>);
+pub struct HashedGroup(Vec<(OwnedChange, DataSums)>);
 
 impl HashedGroup {
     /// Hashes every change.
@@ -124,11 +125,12 @@ impl HashedGroup {
         groups.into_iter().map(|group| Self(group.into_iter().zip(hashes.by_ref()).collect())).collect()
     }
 
-    /// A group of one change whose data was hashed as it came.
+    /// A group of one change whose data was hashed as it came, with its BLAKE3.
     #[must_use]
     pub fn hashed(change: OwnedChange, hash: DataHash) -> Self {
         debug_assert_eq!(*blake3::hash(change.data()).as_bytes(), hash, "the hash is that of the data");
-        Self(vec![(change, hash)])
+        let sums = DataSums::of_hashed(change.data(), hash);
+        Self(vec![(change, sums)])
     }
 
     /// Both groups as one.
@@ -324,8 +326,8 @@ impl<D: Device> SharedWriter<D> {
             .map(|queued| queued.group.0.iter().map(|(change, _)| change.borrow()).collect())
             .collect();
         let groups: Vec<&[Change<'_>]> = groups.iter().map(Vec::as_slice).collect();
-        let hashes: Vec<DataHash> =
-            batch.iter().flat_map(|queued| &queued.group.0).map(|(_, hash)| *hash).collect();
+        let hashes: Vec<DataSums> =
+            batch.iter().flat_map(|queued| &queued.group.0).map(|(_, sums)| *sums).collect();
         let answers = match lock(&self.writer).as_mut() {
             Some(writer) => writer.commit_hashed(&groups, &hashes),
             None => Err(Error::WriterStopped),

@@ -10,10 +10,11 @@ pub use change::{Change, Put, Stored};
 
 use crate::apply::Pages;
 use crate::batch::Batch;
+use crate::checksum::DataSums;
 use crate::control::{Control, Head, Lease, LogPosition};
 use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
-use crate::hash::{DataHash, hash_all};
+use crate::hash::hash_all;
 use crate::layout::{BUFFER_BLOCKS_KEPT, PAGE_HEAD, PAGE_LEASE};
 use crate::log::{Tail, data_bytes_max};
 use crate::page::PageKind;
@@ -138,7 +139,7 @@ impl<D: Device> Writer<D> {
     pub(crate) fn commit_hashed(
         &mut self,
         groups: &[&[Change<'_>]],
-        hashes: &[DataHash],
+        hashes: &[DataSums],
     ) -> Result<Vec<Result<Stored>>> {
         self.prepare(groups)?;
         self.plan_and_write(groups, hashes)
@@ -167,7 +168,7 @@ impl<D: Device> Writer<D> {
     fn plan_and_write(
         &mut self,
         groups: &[&[Change<'_>]],
-        hashes: &[DataHash],
+        hashes: &[DataSums],
     ) -> Result<Vec<Result<Stored>>> {
         let mut batch = self.new_batch();
         let mut results = Vec::new();
@@ -207,7 +208,7 @@ impl<D: Device> Writer<D> {
         &mut self,
         batch: &Batch<'_>,
         group: &[Change<'_>],
-        hashes: &[DataHash],
+        hashes: &[DataSums],
     ) -> Option<(usize, Error)> {
         if group.len() < 2 {
             return None;
@@ -218,7 +219,7 @@ impl<D: Device> Writer<D> {
                 Ok(header) => header?,
                 Err(error) => return Some((at, error)),
             };
-            let is_other = !put.is_new_version && header.data_hash != *hash;
+            let is_other = !put.is_new_version && header.data_hash != hash.hash;
             is_other.then(|| (at, Error::Exists { path: put.path.to_string(), seq: header.seq }))
         })
     }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
 
+#[path = "support/forge.rs"]
+mod forge;
 mod support;
 
 use std::fs;
@@ -417,4 +419,28 @@ fn every_printed_path_survives_kill() {
         }
     }
     store.ok(&["verify"]);
+}
+
+/// The checksum is for accidents; who insists on the hash also notices bytes that were changed on purpose.
+#[test]
+fn get_with_hash_refuses_what_only_looks_right() {
+    let store = Store::new();
+    let file = store.file("f", &[7; 9000]);
+    let locator = store.ok(&["put", "a", &file, "--locator"]);
+    assert_eq!(store.run(&["get", "a", "--hash"]).stdout, [7; 9000]);
+    let forged = forge::forge(&store.path("disk"), "a");
+    assert_eq!(store.run(&["get", "a"]).stdout, forged);
+    for args in [
+        &["get", "a", "--hash"][..],
+        &["get", locator.trim(), "--hash"],
+        &["get", "a", "--version", "1", "--hash"],
+    ] {
+        assert!(store.fails(args, 5).contains("a: "), "{args:?}");
+    }
+    let to = store.path("to");
+    std::fs::create_dir(&to).unwrap();
+    let args = ["get", "--batch", "-", "--to", to.to_str().unwrap(), "--hash"];
+    assert_eq!(store.run_with_input(&args, b"a\n").status.code(), Some(5));
+    assert!(!to.join("a").exists());
+    assert_eq!(store.run(&["verify"]).status.code(), Some(5));
 }

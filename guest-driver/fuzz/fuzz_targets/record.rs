@@ -21,7 +21,14 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     let Ok((header, _)) = Header::parse(&bytes, SEED) else { return };
-    let _ = header.data(&bytes);
+    let data = header.data(&bytes);
+    let by_checksum = header.data_by_checksum(&bytes);
+    assert!(data.is_err() || by_checksum == data, "a checksum takes no data away");
+    let _ = header.is_padded(&bytes);
+    let mut mended = bytes.clone();
+    let _ = header.mend_padding(&mut mended);
+    let is_whole = bytes.len() as u64 == u64::from(header.blocks) * 4096;
+    assert!(!is_whole || header.is_padded(&mended));
     let _ = Descriptor::decode(&header);
     let again = header.encode(SEED);
     assert_eq!(Header::parse(&again, SEED).expect("what is written is read").0, header);

@@ -104,6 +104,9 @@ pub enum Command {
         /// An older version; 1 is the first.
         #[arg(long, value_name = "N", conflicts_with = "batch")]
         version: Option<u16>,
+        /// Check the bytes against their BLAKE3 even where their checksum is right.
+        #[arg(long)]
+        hash: bool,
         /// Read every path or locator of a list, one a line (`-` = standard input), as the lines arrive.
         #[arg(long, value_name = "LIST", requires = "to")]
         batch: Option<PathBuf>,

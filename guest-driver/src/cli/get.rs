@@ -8,17 +8,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub fn run(args: &Args) -> Result<u8> {
-    let Command::Get { path, output, version, batch, to } = &args.command else {
+    let Command::Get { path, output, version, hash, batch, to } = &args.command else {
         return Err(Error::Usage("not a get".to_owned()));
     };
     let reader = open_reader(args)?;
     if let (Some(list), Some(to)) = (batch, to) {
-        return get_batch(args, &reader, list, to);
+        return get_batch(args, &reader, list, to, *hash);
     }
     let Some(path) = path else {
         return Err(Error::Usage("get needs PATH".to_owned()));
     };
-    let receipt = get(args, &reader, path, *version)?;
+    let receipt = get(args, &reader, path, *version, *hash)?;
     if output == Path::new("-") {
         write_stdout(receipt.data(), b"")?;
         if args.json {
@@ -34,16 +34,26 @@ pub fn run(args: &Args) -> Result<u8> {
 }
 
 /// Reads a path or a locator; a pending one again as long as `--wait` says.
-fn get(args: &Args, reader: &Reader<RawDevice>, text: &str, version: Option<u16>) -> Result<Receipt> {
+fn get(
+    args: &Args,
+    reader: &Reader<RawDevice>,
+    text: &str,
+    version: Option<u16>,
+    is_hashed: bool,
+) -> Result<Receipt> {
     let deadline = super::deadline(args);
-    loop {
+    let receipt = loop {
         match get_once(reader, text, version) {
             Err(Error::Pending { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            answer => return answer,
+            answer => break answer?,
         }
+    };
+    if is_hashed {
+        receipt.check_hash()?;
     }
+    Ok(receipt)
 }
 
 fn get_once(reader: &Reader<RawDevice>, text: &str, version: Option<u16>) -> Result<Receipt> {
@@ -60,13 +70,13 @@ fn get_once(reader: &Reader<RawDevice>, text: &str, version: Option<u16>) -> Res
     }
 }
 
-fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path) -> Result<u8> {
+fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path, is_hashed: bool) -> Result<u8> {
     let mut progress = Progress::beside_output("receipts");
     let mut first_code = 0;
     for (done, line) in (0..).zip(Lines::open(list)?) {
         let line = line?;
         progress.show(done, None);
-        if let Err(error) = get_to(args, reader, &line, to) {
+        if let Err(error) = get_to(args, reader, &line, to, is_hashed) {
             let code = complain(args, &error);
             first_code = if first_code == 0 { code } else { first_code };
         }
@@ -75,12 +85,12 @@ fn get_batch(args: &Args, reader: &Reader<RawDevice>, list: &Path, to: &Path) ->
 }
 
 /// Reads one receipt into its file below `to`. The rules of paths (no `..`, no empty part) keep it below.
-fn get_to(args: &Args, reader: &Reader<RawDevice>, line: &[u8], to: &Path) -> Result<()> {
+fn get_to(args: &Args, reader: &Reader<RawDevice>, line: &[u8], to: &Path, is_hashed: bool) -> Result<()> {
     let text = std::str::from_utf8(line).map_err(|_| Error::BadPath {
         path: String::from_utf8_lossy(line).into_owned(),
         reason: "not UTF-8",
     })?;
-    let receipt = get(args, reader, text, None)?;
+    let receipt = get(args, reader, text, None, is_hashed)?;
     let stat = receipt.stat();
     below::write(&below::open_folder(to)?, &stat.path, receipt.data())?;
     if args.json { say(&show::stat_json(&stat).to_string()) } else { say(stat.path.as_str()) }

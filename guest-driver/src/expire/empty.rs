@@ -2,6 +2,7 @@
 
 use super::inspect::Inspected;
 use crate::batch::{Batch, Draft};
+use crate::checksum::DataSums;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{BATCH_RECORDS_MAX, BLOCK_BYTES};
@@ -62,7 +63,7 @@ impl<D: Device> Writer<D> {
             kind: Kind::Put,
             meta: header.meta.clone(),
             data: Cow::Owned(data.to_vec()),
-            data_hash: header.data_hash,
+            sums: DataSums::of_hashed(data, header.data_hash),
             class: header.class,
             issued_day: header.issued_day,
             version: header.version,

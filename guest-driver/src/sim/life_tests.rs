@@ -12,7 +12,9 @@ pub(super) use pacing::*;
 use super::{Fate, Sim, SimWriter};
 use crate::expire::{ExpireEvent, ExpireOptions, ExpireTotals, expire};
 use crate::policy::Term;
-use crate::{Error, FormatOptions, Hold, Put, Reader, ReceiptPath, Result, Writer, WriterOptions, format};
+use crate::{
+    Device, Error, FormatOptions, Hold, Put, Reader, ReceiptPath, Result, Writer, WriterOptions, format,
+};
 
 /// 2026-01-01.
 const DAY: u32 = 20_454;
@@ -213,10 +215,10 @@ pub(super) fn an_erased_receipt_is_gone_from_the_disk_and_provably_so() {
     is_clean(&sim, "erased");
     assert_eq!(listed(&sim), ["p"]);
     // Zeroes that nobody ordered are damage.
-    let stored = reader.stat(&path("p")).unwrap().locator();
-    let at = crate::layout::block_offset(stored.block) + 144 + 8;
-    let mut expected = b"p".iter().cycle().take(50).copied();
-    (0..50).for_each(|n| sim.rot(at + n, expected.next().unwrap()));
+    let at = crate::layout::block_offset(reader.stat(&path("p")).unwrap().header.block);
+    let mut block = vec![0; 4096];
+    sim.reader().read(at, &mut block).unwrap();
+    (at..).zip(block).skip(144 + 8).for_each(|(at, byte)| sim.rot(at, byte));
     let mut named = Vec::new();
     let reader = Reader::new(sim.reader(), "sim");
     crate::verify::verify(&reader, |finding| {

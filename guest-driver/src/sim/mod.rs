@@ -9,6 +9,8 @@
 //! although the disk says that it is done, and bits can rot. What was discarded reads as it was, as zeroes or as garbage, sector by sector.
 
 #[cfg(test)]
+mod checksum_tests;
+#[cfg(test)]
 mod damage_tests;
 #[cfg(test)]
 mod exhaustive_tests;

@@ -4,8 +4,8 @@
 
 use super::schedule_tests::{number, run_seeds};
 use super::{
-    damage_tests, exhaustive_tests, fault_tests, repair_case_tests, repair_tests, repair_world_tests,
-    review_tests, store_tests, world,
+    checksum_tests, damage_tests, exhaustive_tests, fault_tests, repair_case_tests, repair_tests,
+    repair_world_tests, review_tests, store_tests, world,
 };
 use crate::rules::Rule;
 
@@ -26,9 +26,11 @@ const ROWS: &[Row] = &[
     (&[Rule::MissReadsAgain], 0),
     (&[Rule::EntryFits], 0),
     (&[Rule::DataFits], 0),
+    (&[Rule::ChecksumBound], 0),
+    (&[Rule::HashDecides], 0),
     (&[Rule::TornReadTwice], 0),
     (&[Rule::RecoveryChecksData], 100),
-    (&[Rule::RecoveryZeroes], 0),
+    (&[Rule::RecoveryMends], 0),
     (&[Rule::RecoveryFlushes], 2000),
     (&[Rule::RecoveryRewrites], 0),
     (&[Rule::RecoveryLooksBehind], 0),
@@ -90,6 +92,12 @@ const DIRECTED: &[(&str, fn())] = &[
     ("an older store is not found", damage_tests::nothing_of_an_older_store_is_found_by_path_or_locator),
     ("a segment in use is not free", damage_tests::a_segment_in_use_is_not_taken_for_a_free_one),
     ("damage that is put again", damage_tests::what_is_put_again_is_acknowledged_only_if_it_can_be_read),
+    ("a wrong checksum", checksum_tests::a_wrong_checksum_takes_no_receipt_away),
+    (
+        "data and checksum of another record",
+        checksum_tests::data_with_a_checksum_of_another_record_is_refused,
+    ),
+    ("a checksum that was torn off", checksum_tests::recovery_mends_a_checksum_that_was_torn_off),
     ("an older store on the same disk", store_tests::an_older_store_on_the_same_disk_is_gone),
 ];
 

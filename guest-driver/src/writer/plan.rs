@@ -5,10 +5,10 @@
 use super::Writer;
 use super::change::{Put, Stored};
 use crate::batch::{Batch, Draft};
+use crate::checksum::DataSums;
 use crate::day::day_of_ms;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::hash::DataHash;
 use crate::locator::Locator;
 use crate::log::{data_bytes_max, list_blocks, read_blocks, read_header};
 use crate::path::ReceiptPath;
@@ -25,11 +25,11 @@ impl<D: Device> Writer<D> {
         &mut self,
         batch: &mut Batch<'a>,
         put: &Put<'a>,
-        data_hash: DataHash,
+        sums: DataSums,
     ) -> Result<Stored> {
         let previous = self.newest_version(batch, put.path)?;
         if let Some(header) = &previous {
-            let is_same = header.data_hash == data_hash && header.data_len == put.data.len() as u64;
+            let is_same = header.data_hash == sums.hash && header.data_len == put.data.len() as u64;
             if is_same && self.is_readable(batch, header)? {
                 return Ok(stored(put.path, header, false));
             }
@@ -56,7 +56,7 @@ impl<D: Device> Writer<D> {
             kind: Kind::Put,
             meta: put.path.as_str().as_bytes().to_vec(),
             data: Cow::Borrowed(put.data),
-            data_hash,
+            sums,
             class,
             issued_day: put.issued_day.unwrap_or(today),
             version,
@@ -101,7 +101,7 @@ impl<D: Device> Writer<D> {
             kind: Kind::Tombstone,
             meta: path.as_str().as_bytes().to_vec(),
             data: Cow::Borrowed(&[]),
-            data_hash: *blake3::hash(&[]).as_bytes(),
+            sums: DataSums::of(&[]),
             class: previous.class,
             issued_day: 0,
             version: previous.version,

@@ -7,6 +7,8 @@ mod browser;
 mod child;
 mod client;
 mod feed;
+#[path = "../support/forge.rs"]
+mod forge;
 mod get;
 mod ids;
 mod lifecycle;

@@ -96,3 +96,19 @@ fn trouble_is_a_page_to_people_and_json_to_programs() {
     let list = front.send("GET", "/?date=2026-11-23", &[HTML], b"").expect(200).text();
     assert!(list.contains("&lt;script&gt;") && !list.contains("<script>alert"), "{list}");
 }
+
+/// The page says "verified" and shows the hash: a checksum is not enough for that.
+#[test]
+fn the_page_of_a_receipt_that_only_looks_right_says_corrupt() {
+    let stand = Stand::new();
+    let issuer = stand.issuer(&[]);
+    let front = stand.front(&issuer, &[]);
+    issuer.put("/receipts/d/r.png?id=R", &image(9000, 1)).expect(201);
+    assert!(front.send("GET", "/view/d/r.png", &[HTML], b"").expect(200).text().contains("Verified"));
+    let forged = crate::forge::forge(&stand.disk(), "d/r.png");
+    assert!(front.get("/receipts/d/r.png").expect(200).body == forged);
+    for target in ["/view/d/r.png", "/view?id=R"] {
+        let page = front.send("GET", target, &[HTML], b"").expect(500).text();
+        assert!(!page.contains("Verified"), "{page}");
+    }
+}

@@ -97,7 +97,8 @@ fn read(reader: &Reader<RawDevice>, locator: &Locator) -> std::result::Result<Op
         Err(Error::NotFound { .. }) => reader.get(&locator.path),
         answer => answer,
     };
-    match receipt {
+    // What leaves the store, and its list of hashes, must match.
+    match receipt.and_then(|receipt| receipt.check_hash().map(|()| receipt)) {
         Ok(receipt) => Ok(Some(receipt)),
         Err(Error::NotFound { .. }) => Ok(None),
         Err(error @ Error::Device(_)) => Err(Stop::Here(error)),

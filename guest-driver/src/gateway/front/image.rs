@@ -12,7 +12,7 @@ use hyper::header::{
     ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, StatusCode};
-use receipt_store::{Stat, hex};
+use receipt_store::{RawDevice, Reader, Receipt, Stat, hex};
 
 /// The type of bytes that are none of the known ones.
 const OTHER_TYPE: &str = "application/octet-stream";
@@ -42,13 +42,17 @@ impl Front {
 
     /// Reads and verifies a receipt.
     pub async fn read(&self, wanted: Wanted, version: Option<u16>) -> Outcome<Image> {
-        self.disk
-            .receipt(&self.memory, move |reader| match (wanted, version) {
-                (Wanted::Locator(locator), None) => reader.get_locator(&locator),
-                (Wanted::Path(path), None) => reader.get(&path),
-                (wanted, Some(version)) => reader.get_version(wanted.path(), version),
-            })
-            .await
+        self.disk.receipt(&self.memory, move |reader| get(reader, &wanted, version)).await
+    }
+
+    /// As [`Front::read`], for a page that shows the hash as proof: the bytes are checked against it.
+    pub async fn read_hashed(&self, wanted: Wanted) -> Outcome<Image> {
+        let get_hashed = move |reader: &Reader<RawDevice>| {
+            let receipt = get(reader, &wanted, None)?;
+            receipt.check_hash()?;
+            Ok(receipt)
+        };
+        self.disk.receipt(&self.memory, get_hashed).await
     }
 
     /// Answers with a receipt.
@@ -83,6 +87,14 @@ impl Front {
         set(headers, CACHE_CONTROL, caching);
         describe(headers, &image.stat);
         Ok(reply)
+    }
+}
+
+fn get(reader: &Reader<RawDevice>, wanted: &Wanted, version: Option<u16>) -> receipt_store::Result<Receipt> {
+    match (wanted, version) {
+        (Wanted::Locator(locator), None) => reader.get_locator(locator),
+        (Wanted::Path(path), None) => reader.get(path),
+        (wanted, Some(version)) => reader.get_version(wanted.path(), version),
     }
 }
 
