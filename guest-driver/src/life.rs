@@ -206,6 +206,7 @@ impl<D: Device> Writer<D> {
             return Err(Error::NotFound { path: path.to_string() });
         }
         self.check_erasable(&versions)?;
+        self.leave_window(&versions)?;
         let mut erased = Vec::new();
         for some in versions.chunks(crate::layout::BATCH_RECORDS_MAX / 2) {
             let done = self.transact(|writer, batch| {
@@ -216,6 +217,21 @@ impl<D: Device> Writer<D> {
             erased.extend(done);
         }
         Ok(erased)
+    }
+
+    /// Moves the replay position behind these records: a recovery that finds one of them zeroed would end the log there.
+    fn leave_window(&mut self, versions: &[Header]) -> Result<()> {
+        let is_inside = versions.iter().any(|version| version.seq > self.head_replay.seq);
+        if !is_inside || !Rule::EraseBeforeReplay.holds() {
+            return Ok(());
+        }
+        if self.is_stopped {
+            return Err(Error::WriterStopped);
+        }
+        self.check_lease()?;
+        // crash here: nothing is erased yet, and either head is right.
+        let done = self.end_window().and_then(|()| self.pages.flush(&self.device, Rule::ErasureFlushed));
+        done.map_err(|error| self.stop(error))
     }
 
     /// Headers of all versions of a path that are still in the log with their data, the newest first: the current one and those that were replaced,

@@ -98,6 +98,8 @@ pub enum Rule {
     RoomReserved,
     /// An erasure zeroes the data.
     EraseZeroes,
+    /// What is erased lies before the replay position.
+    EraseBeforeReplay,
     /// Recovery zeroes the data again.
     EraseRepeats,
     /// The data is durably zeroed before the erasure is acknowledged.

@@ -270,6 +270,17 @@ impl<D: Device> Writer<D> {
         Ok(())
     }
 
+    /// Lets the replay position be the end of the log: from the next flush on no recovery reads a record that is there now.
+    pub(crate) fn end_window(&mut self) -> Result<()> {
+        let end = self.tail.position();
+        if self.head_replay != end {
+            // crash here: the next writer replays the last commit.
+            self.pages.flush(&self.device, Rule::ClosingFlushes)?;
+            self.write_head(&end)?;
+        }
+        Ok(())
+    }
+
     /// Ends the writer: a later opening has nothing to recover.
     ///
     /// # Errors
@@ -278,12 +289,7 @@ impl<D: Device> Writer<D> {
         if self.is_stopped {
             return Err(Error::WriterStopped);
         }
-        let end = self.tail.position();
-        if self.head_replay != end {
-            // crash here: the lease is still open, the next writer replays the last commit.
-            self.pages.flush(&self.device, Rule::ClosingFlushes)?;
-            self.write_head(&end)?;
-        }
+        self.end_window()?;
         self.lease.is_open = false;
         // crash here: head and lease may each be old or new; pages are durable, so replaying again changes nothing.
         self.pages.write(&self.device, PAGE_LEASE, PageKind::Lease, self.lease.encode())?;

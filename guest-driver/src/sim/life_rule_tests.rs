@@ -51,6 +51,11 @@ const ROWS: &[Row] = &[
         tests::a_crash_at_every_operation_of_an_erasure,
     ),
     (
+        &[Rule::EraseBeforeReplay],
+        "a crash at every operation of a put and its erasure",
+        tests::a_crash_at_every_operation_of_a_put_and_its_erasure,
+    ),
+    (
         &[Rule::EntriesFlushed],
         "a crash at every operation of expiry",
         tests::a_crash_at_every_operation_of_expiry,

@@ -63,20 +63,56 @@ pub(in crate::sim) fn a_crash_at_every_operation_of_an_erasure() {
     writer.put(&Put { class: Some(1), ..Put::new(&path("p"), &secret) }).unwrap();
     put(&mut writer, "q", 1, 9000);
     writer.close().unwrap();
-    let erase = |_: &Sim, writer: &mut Writer<SimWriter>| match writer.erase(&path("p"), "order") {
+    crash_everywhere(
+        &sim,
+        DAY,
+        |_, writer| erase(writer),
+        |sim, story| {
+            if !is_whole(sim, &secret, story) {
+                assert!(!sim.holds_bytes(&secret[..16]), "{story}: still on the disk");
+            }
+        },
+    );
+}
+
+/// Erases `p` if it is there.
+fn erase(writer: &mut Writer<SimWriter>) -> Result<()> {
+    match writer.erase(&path("p"), "order") {
         Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Whether `p` is found, and what is found is right.
+fn is_whole(sim: &Sim, secret: &[u8], story: &str) -> bool {
+    is_clean(sim, story);
+    let reader = Reader::new(sim.reader(), "sim");
+    assert!(reader.get(&path("q")).unwrap().data().starts_with(b"qq"), "{story}");
+    match reader.get(&path("p")) {
+        Ok(receipt) => assert_eq!(receipt.data(), secret, "{story}"),
+        Err(Error::NotFound { .. }) => return false,
+        Err(error) => panic!("{story}: {error}"),
+    }
+    true
+}
+
+#[test]
+pub(in crate::sim) fn a_crash_at_every_operation_of_a_put_and_its_erasure() {
+    let sim = store(4 << 20);
+    let mut writer = open(&sim, DAY);
+    set_term(&mut writer, 1, Term::Forever);
+    put(&mut writer, "q", 1, 9000);
+    writer.close().unwrap();
+    let secret = b"secret sixteen b".repeat(3000);
+    let step = |_: &Sim, writer: &mut Writer<SimWriter>| {
+        writer.put(&Put { class: Some(1), ..Put::new(&path("p"), &secret) })?;
+        erase(writer)
     };
-    crash_everywhere(&sim, DAY, erase, |sim, story| {
-        is_clean(sim, story);
-        let reader = Reader::new(sim.reader(), "sim");
-        assert!(reader.get(&path("q")).unwrap().data().starts_with(b"qq"), "{story}");
-        match reader.get(&path("p")) {
-            Ok(receipt) => assert_eq!(receipt.data(), secret, "{story}"),
-            Err(Error::NotFound { .. }) => {
-                assert!(!sim.holds_bytes(&secret[..16]), "{story}: still on the disk")
-            }
-            Err(error) => panic!("{story}: {error}"),
+    crash_everywhere(&sim, DAY, step, |sim, story| {
+        let is_whole = is_whole(sim, &secret, story);
+        // A put that was never acknowledged may leave a part of its data where the log ends.
+        if story == "no crash" || story.ends_with("again") {
+            assert!(!is_whole && !sim.holds_bytes(&secret[..16]), "{story}: still on the disk");
         }
     });
 }
