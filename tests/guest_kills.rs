@@ -5,7 +5,8 @@
 
 use receiptdisk_tests::rng::Rng;
 use receiptdisk_tests::{
-    Backend, Ctl, DiskOp, FaultDisk, Guest, GuestImage, Scratch, Serve, Stand, exercise_binary, until,
+    Backend, Ctl, DiskOp, FaultDisk, Guest, GuestImage, Scratch, Serve, Stand, exercise_binary,
+    pauses_binary, until,
 };
 
 const KILLS: &str = "RECEIPTDISK_GUEST_KILLS";
@@ -228,6 +229,55 @@ fn guests_notice_nothing_of_replaced_backends() {
     }
     pair.wait_for_progress(1, 1);
     pair.finish();
+}
+
+/// The longest time that a guest has no answer although it always has four requests in flight, while the backend is replaced and,
+/// to compare, while it is not.
+#[test]
+fn pause_that_guests_see() {
+    let scratch = Scratch::new();
+    scratch.image(Stand::SIZE);
+    let mut backend = serve(&scratch);
+    let image = GuestImage::make(&[pauses_binary()], &[]);
+    let boot = |name| Guest::boot(name, scratch.path(), &image, &["--memory", "192M"]);
+    let mut guests = ["issuer", "front"].map(boot).map(Guest::ready);
+    for (guest, mode) in guests.iter_mut().zip(["both", "read"]) {
+        guest.type_line(&format!("pauses /dev/vda 0 {} 4 {mode} < /dev/ttyS0", Stand::SIZE));
+    }
+    let mut longest = || {
+        guests.iter_mut().for_each(|guest| guest.type_line("longest"));
+        let said = guests.iter_mut().map(Guest::line);
+        said.map(|line| line.trim().parse::<u64>().unwrap_or_else(|_| panic!("{line}"))).max().unwrap()
+    };
+    let ctl = Ctl::new(scratch.join("ctl.sock"));
+    let wait_for_answers = || {
+        let count = || ["issuer", "front"].map(|name| ctl.stats(name)["reads"].as_u64().unwrap());
+        let before = count();
+        until("both guests to get on", || {
+            count().iter().zip(before).all(|(now, before)| *now > before + 10).then_some(())
+        });
+    };
+    let (mut pauses, mut quiet) = (Vec::new(), Vec::new());
+    for _ in 0..number(REPLACEMENTS, 3) {
+        longest();
+        wait_for_answers();
+        quiet.push(longest());
+        let fresh = command(&scratch).arg("--replace").spawn();
+        assert_eq!(backend.proc().wait().code, Some(0), "{}", fresh.log());
+        assert!(!backend.log().contains("event=disconnected"), "{}", backend.log());
+        backend = fresh;
+        wait_for_answers();
+        pauses.push(longest());
+    }
+    for (what, mut all) in [("replaced", pauses), ("not replaced", quiet)] {
+        all.sort_unstable();
+        let at = |percent: usize| all[(all.len() * percent / 100).min(all.len() - 1)];
+        let [p50, p90, p99, most] = [50, 90, 99, 100].map(at);
+        println!(
+            "{} times {what}; longest silence in us: p50 {p50}, p90 {p90}, p99 {p99}, longest {most}",
+            all.len()
+        );
+    }
 }
 
 /// Requests that the backend says it found in flight.

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use receiptdisk_tests::guest_root::{GuestRoot, with_libraries};
 use receiptdisk_tests::raw::RawGuest;
 use serde_json::json;
 
@@ -109,19 +109,6 @@ fn guest_reboots_and_its_driver_leaves_and_comes_back() {
     assert!(machine.backend.proc().is_running());
 }
 
-/// Programs of the host and the libraries that they need.
-fn with_libraries(programs: &[&str]) -> Vec<PathBuf> {
-    let output = Command::new("ldd").args(programs).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let libraries =
-        text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
-    let mut files: Vec<&str> =
-        libraries.map(|file| file.trim_end_matches(':')).chain(programs.iter().copied()).collect();
-    files.sort_unstable();
-    files.dedup();
-    files.iter().map(PathBuf::from).collect()
-}
-
 /// What make-initramfs.sh takes for these files at the places that they have on the host.
 fn added(files: &[PathBuf]) -> Vec<String> {
     let add = |file: &PathBuf| ["--add".to_owned(), format!("{0}:{0}", file.display())];
@@ -131,7 +118,7 @@ fn added(files: &[PathBuf]) -> Vec<String> {
 /// ext4 on a disk that one guest has for itself, with a kill and a replacement of the backend amid the work.
 #[test]
 fn file_system_of_a_guest_is_whole() {
-    let mut made = added(&with_libraries(&["/sbin/mke2fs", "/sbin/e2fsck"]));
+    let mut made = added(&with_libraries(&["/sbin/mke2fs", "/sbin/e2fsck"].map(Path::new)));
     made.extend(["--module", "ext4"].map(String::from));
     let mut machine = Machine::boot(&made, &[]);
     let guest = &mut machine.guest;
@@ -161,24 +148,6 @@ fn file_system_of_a_guest_is_whole() {
     assert_eq!(machine.guest.power_off().code, Some(0));
 }
 
-/// An image of ext4 with these files of the host at their places, and folders for what a program finds there.
-fn file_system(scratch: &Scratch, files: &[PathBuf]) -> PathBuf {
-    let (root, image) = (scratch.join("root"), scratch.join("root.img"));
-    for folder in ["dev", "tmp", "proc"] {
-        fs::create_dir_all(root.join(folder)).unwrap();
-    }
-    let mut bytes = 16 << 20;
-    for file in files {
-        let place = root.join(file.strip_prefix("/").unwrap());
-        fs::create_dir_all(place.parent().unwrap()).unwrap();
-        bytes += fs::copy(file, place).unwrap();
-    }
-    let mut make = Command::new("/sbin/mke2fs");
-    make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"]).arg(&root).arg(&image);
-    assert!(make.arg(format!("{}k", bytes >> 10)).stdout(Stdio::null()).status().unwrap().success());
-    image
-}
-
 /// Random blocks written by fio and read back by it, with checksums in each: one job past the page cache with many requests
 /// in flight, one through it.
 const FIO: &str = "chroot /fio /usr/bin/fio --thread --disk_util=0 --filename=$disk --minimal --verify_fatal=1 --verify_backlog=64 \
@@ -190,7 +159,7 @@ const FIO: &str = "chroot /fio /usr/bin/fio --thread --disk_util=0 --filename=$d
 #[test]
 fn fio_finds_what_it_has_written() {
     let scratch = Scratch::new();
-    let programs = file_system(&scratch, &with_libraries(&["/usr/bin/fio"]));
+    let programs = GuestRoot::of(&scratch, &with_libraries(&[Path::new("/usr/bin/fio")])).pack();
     let raw = format!("{},fio,ro", programs.display());
     let image = image(&["--module", "ext4"].map(String::from));
     let mut machine = Machine::boot_in(scratch, command, &image, &["--raw", &raw]);

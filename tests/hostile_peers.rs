@@ -171,6 +171,39 @@ fn process_out_of_descriptors_recovers() {
     }
 }
 
+/// One front end takes all descriptors that there are; an operator who connects then is heard once it has gone.
+#[test]
+fn operator_of_a_process_out_of_descriptors_waits() {
+    let scratch = Scratch::new();
+    let control = scratch.join("ctl.sock");
+    let serve =
+        Serve::image(&scratch.image(Stand::SIZE)).arg("--multi-writer").arg("--control").arg(&control);
+    let mut backend = serve.run_by(&["prlimit", "--nofile=64:64"]).rw("hostile").rw("polite").start();
+    let mut guest = RawGuest::connect(&backend.socket("polite"));
+    guest.start_queues(1);
+    let polite = Polite::start(guest, POLITE_SECTOR);
+    let memory = Memory::new();
+    let regions = memory.regions(128);
+    let add = |guest: &RawGuest, region: &Region| {
+        let message = Message::new(code::ADD_MEM_REG, &[vec![0; 8], region.bytes()].concat());
+        guest.front().acknowledged(&message, &[memory.fd()])
+    };
+    let guest = RawGuest::connect(&backend.socket("hostile"));
+    let most = regions.iter().take_while(|region| matches!(add(&guest, region), Ok(0))).count();
+    drop(guest);
+    let guest = RawGuest::connect(&backend.socket("hostile"));
+    regions[..most].iter().for_each(|region| assert_eq!(add(&guest, region).unwrap(), 0));
+    let ctl = Ctl::new(control);
+    let waiting = ctl.start(&["status"]);
+    until("the operator to be turned away", || backend.log().contains("event=control-failed").then_some(()));
+    (0..50).for_each(|_| polite.assert_goes_on());
+    drop(guest);
+    assert!(Ctl::answer(&waiting.wait_with_output().unwrap()).unwrap()["pid"].is_u64());
+    assert!(backend.log().matches("event=control-failed").count() < 100, "the log is filled");
+    drop(polite);
+    assert_eq!(backend.terminate().code, Some(0));
+}
+
 #[test]
 fn memory_regions_end_at_the_limit() {
     let mut scene = Scene::plain();

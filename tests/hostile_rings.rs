@@ -231,6 +231,22 @@ fn one_head_128_times(guest: &mut RawGuest) {
     }
 }
 
+/// A guest breaks its ring and resets it, as fast as it can.
+#[test]
+fn broken_rings_do_not_fill_the_log() {
+    let mut stand = Stand::pair();
+    let mut guest = stand.started("issuer");
+    for round in 0..1000 {
+        guest.submit_index(0, 32768);
+        guest.stop_queue(0);
+        guest.restart_queue(0, round);
+    }
+    guest.assert_works();
+    let log = stand.backend().log();
+    let lines = log.matches("guest=issuer event=broken-ring").count();
+    assert!((1..100).contains(&lines), "{lines} lines");
+}
+
 #[test]
 fn kicks_without_work_are_harmless() {
     let mut stand = Stand::pair();

@@ -88,6 +88,16 @@ fn messages_may_come_byte_by_byte() {
 }
 
 #[test]
+fn owner_may_be_set_again() {
+    let stand = Stand::pair();
+    let mut guest = stand.started("issuer");
+    for _ in 0..3 {
+        guest.front().must(&Message::new(code::SET_OWNER, &[]), &[]);
+        guest.assert_works();
+    }
+}
+
+#[test]
 fn two_messages_may_come_in_one_piece() {
     let stand = Stand::pair();
     let mut guest = stand.raw("issuer");

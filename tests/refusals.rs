@@ -133,6 +133,7 @@ fn broken_messages_are_refused() {
         Case { name: "request 0", act: |peer| peer.header(0, 1 | flags::NEED_REPLY, 0) },
         Case { name: "request 99", act: |peer| peer.header(99, 1 | flags::NEED_REPLY, 0) },
         Case { name: "request 2^32-1", act: |peer| peer.header(u32::MAX, 1 | flags::NEED_REPLY, 0) },
+        Case { name: "RESET_DEVICE, not offered", act: |peer| peer.send(&Message::new(34, &[]), &[]) },
         Case { name: "version 0", act: |peer| peer.header(code::SET_OWNER, flags::NEED_REPLY, 0) },
         Case { name: "version 2", act: |peer| peer.header(code::SET_OWNER, 2 | flags::NEED_REPLY, 0) },
         Case {

@@ -216,10 +216,25 @@ fn reads_and_writes_of_no_data_are_answered() {
 }
 
 #[test]
-fn flush_ignores_sector() {
+fn flush_ignores_sector_and_data() {
     let stand = Stand::pair();
     let mut guest = stand.started("issuer");
     assert_eq!(guest.request(&Request::new(kind::FLUSH, u64::MAX, &[], 0)), done());
+    assert_eq!(guest.request(&Request::new(kind::FLUSH, 7, &[1; SECTOR], 0)), done());
+    assert_eq!(guest.request(&Request::new(kind::FLUSH, 7, &[], SECTOR)).status, status::OK);
+}
+
+#[test]
+fn get_id_fills_what_it_is_given_and_no_more() {
+    let stand = Stand::pair();
+    let mut guest = stand.started("front");
+    let whole = guest.request(&Request::get_id()).data;
+    let short = guest.request(&Request::new(kind::GET_ID, 0, &[], 8));
+    assert_eq!((short.status, short.data.as_slice()), (status::OK, &whole[..8]));
+    let long = guest.request(&Request::new(kind::GET_ID, 0, &[], 64));
+    assert_eq!((long.status, long.used_len, &long.data[..20]), (status::OK, 21, &whole[..]));
+    // For the device to read only: there is no room for the answer.
+    assert_eq!(guest.request(&Request::new(kind::GET_ID, 0, &[0; 20], 0)).status, status::OK);
 }
 
 /// A way to cut a request of 8 sectors into descriptors.

@@ -59,6 +59,7 @@ packages() {
             need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf &&
             need e2fsprogs /sbin/mke2fs &&
             need fio fio &&
+            need systemd systemd-analyze &&
             need mount losetup &&
             need shellcheck shellcheck &&
             need strace strace

@@ -12,19 +12,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Scope;
 use std::time::Duration;
 
+use log::Level;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::handover::Giver;
 use crate::interrupt::Interrupt;
 use crate::limits::{CONTROL_CLIENT_SECONDS, MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
+use crate::log_limit::LogLimit;
 use crate::operator::Operator;
 use crate::order::ByteRange;
 use crate::sandbox::Sandbox;
 use crate::shared::Shared;
 use crate::socket::Listener;
 use crate::stats::Snapshot;
-use crate::wire::wait_readable;
+use crate::wire::{sleep_until_readable, wait_readable};
+
+/// How long nobody is let in after that has failed.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// A command as it comes over the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +102,7 @@ impl<'a> Control<'a> {
     ) where
         'a: 's,
     {
+        let mut log = LogLimit::default();
         loop {
             match wait_readable(listener.as_fd(), interrupt) {
                 Ok(true) => {}
@@ -122,7 +128,11 @@ impl<'a> Control<'a> {
                     self.connections.fetch_sub(1, Ordering::AcqRel);
                 }
                 Ok(None) => {}
-                Err(error) => log::warn!("event=control-failed error=\"{error}\""),
+                // Out of descriptors or the like: it passes, and who connects stays where he is meanwhile.
+                Err(error) => {
+                    log.log(Level::Warn, format_args!("event=control-failed error=\"{error}\""));
+                    sleep_until_readable(interrupt.event(), PAUSE_AFTER_ERROR);
+                }
             }
         }
     }

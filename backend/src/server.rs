@@ -114,6 +114,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
             endpoints,
             control,
             is_recorded: config.record.is_some(),
+            supervisor: std::env::var("NOTIFY_SOCKET").ok().or_else(|| takeover.as_ref()?.supervisor()),
         }),
         connections: AtomicUsize::new(0),
     };

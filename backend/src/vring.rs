@@ -47,6 +47,8 @@ pub struct Vring {
     /// Entries written to the used ring that its index does not show yet.
     unpublished: u16,
     broken: bool,
+    /// Why it is broken, until somebody has asked.
+    complaint: Option<String>,
     /// Keeps what is in flight for the next process, if the front end wants that.
     tracker: Option<Tracker>,
 }
@@ -73,6 +75,7 @@ impl Vring {
             kick_asked: false,
             unpublished: 0,
             broken: false,
+            complaint: None,
             tracker,
         }
     }
@@ -174,11 +177,13 @@ impl Vring {
 
     fn note_broken(&mut self, error: &virtio_queue::Error) {
         if !std::mem::replace(&mut self.broken, true) {
-            let lost = crate::sigbus::lost_regions();
-            log::warn!(
-                "event=broken-ring error=\"{error}\" lost_memory_regions={lost} the guest must reset it"
-            );
+            self.complaint = Some(error.to_string());
         }
+    }
+
+    /// Why the ring has just been found to be broken. A guest can have that as often as it likes, so this is not logged here.
+    pub fn take_complaint(&mut self) -> Option<String> {
+        self.complaint.take()
     }
 
     /// Reads the chain at `head`.

@@ -92,6 +92,11 @@ pub fn kexec_binary() -> PathBuf {
     guest_binary("kexec")
 }
 
+/// `tests/guest/pauses.rs` as a static binary.
+pub fn pauses_binary() -> PathBuf {
+    guest_binary("pauses")
+}
+
 /// A program of `tests/guest`; the compiler alone makes it.
 fn guest_binary(name: &str) -> PathBuf {
     let exe = env::current_exe().unwrap();

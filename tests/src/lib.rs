@@ -32,6 +32,7 @@ mod gateway;
 mod guest;
 pub mod guest_disk;
 mod guest_file;
+pub mod guest_root;
 pub mod history;
 mod mounted;
 mod polite;
@@ -48,8 +49,9 @@ mod wait;
 
 pub use backend::{Backend, Serve};
 pub use bins::{
-    backend_binary, exercise_binary, gateway_binary, kexec_binary, receipt_binary, receipt_mount_binary,
-    repository, static_binary, static_gateway_binary, static_mount_binary, static_receipt_binary,
+    backend_binary, exercise_binary, gateway_binary, kexec_binary, pauses_binary, receipt_binary,
+    receipt_mount_binary, repository, static_binary, static_gateway_binary, static_mount_binary,
+    static_receipt_binary,
 };
 pub use child::die_with_parent;
 pub use client::{Answer, Client};

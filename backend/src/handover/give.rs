@@ -63,6 +63,8 @@ pub struct Giver<'a> {
     pub control: &'a Listener,
     /// Whether every write is logged.
     pub is_recorded: bool,
+    /// Where a supervisor listens (`NOTIFY_SOCKET`), if there is one.
+    pub supervisor: Option<String>,
 }
 
 impl Giver<'_> {
@@ -110,7 +112,7 @@ impl Giver<'_> {
             self.shared.set_handing_over(false);
             return Err(error);
         }
-        tell_supervisor(stream);
+        self.tell_supervisor(stream);
         log::info!("event=handed-over pause_us={}", began.elapsed().as_micros());
         std::process::exit(0);
     }
@@ -179,10 +181,24 @@ impl Giver<'_> {
             state: self.operator.state(),
             control: self.control.state(),
             guests: self.guests.iter().zip(&self.endpoints).map(guest).collect(),
+            supervisor: self.supervisor.clone(),
         };
         let image = [Some(&image.reader), image.writer.as_ref()].into_iter().flatten().map(AsFd::as_fd);
         let sockets = std::iter::once(self.control).chain(self.guests.iter().filter_map(listener));
         (offer, image.chain(sockets.map(AsFd::as_fd)).collect())
+    }
+
+    /// systemd takes the end of the process that it watches for the end of the service, unless it is told of another
+    /// (`sd_notify(3)`).
+    fn tell_supervisor(&self, stream: &UnixStream) {
+        let (Some(socket), Ok(peer)) = (&self.supervisor, socket_peercred(stream)) else {
+            return;
+        };
+        let message = format!("MAINPID={}", peer.pid.as_raw_nonzero());
+        let told = UnixDatagram::unbound().and_then(|from| from.send_to(message.as_bytes(), socket));
+        if let Err(error) = told {
+            log::warn!("event=supervisor-not-told error=\"{error}\"");
+        }
     }
 }
 
@@ -198,18 +214,5 @@ fn listener(guest: &Guest) -> Option<&Listener> {
     match &guest.endpoint {
         Endpoint::Listen(listener) => Some(listener),
         Endpoint::Connect(_) => None,
-    }
-}
-
-/// systemd takes the end of the process that it started for the end of the service, unless it is told of another
-/// (`sd_notify(3)`).
-fn tell_supervisor(stream: &UnixStream) {
-    let (Some(socket), Ok(peer)) = (std::env::var_os("NOTIFY_SOCKET"), socket_peercred(stream)) else {
-        return;
-    };
-    let message = format!("MAINPID={}", peer.pid.as_raw_nonzero());
-    let told = UnixDatagram::unbound().and_then(|from| from.send_to(message.as_bytes(), socket));
-    if let Err(error) = told {
-        log::warn!("event=supervisor-not-told error=\"{error}\"");
     }
 }

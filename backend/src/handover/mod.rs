@@ -61,6 +61,9 @@ pub struct Offer {
     pub control: ListenerState,
     /// All guests.
     pub guests: Vec<OfferedGuest>,
+    /// Where a supervisor hears which process is the main one. It tells only the process that it has started itself.
+    #[serde(default)]
+    pub supervisor: Option<String>,
 }
 
 /// A guest as the old process was told to serve it.

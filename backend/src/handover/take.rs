@@ -95,6 +95,12 @@ impl Takeover {
         Image::adopted(&options.path, reader, writer, cache, self.offer.capacity_bytes).map_err(refused)
     }
 
+    /// Where the supervisor of the running process listens, if it has one.
+    #[must_use]
+    pub fn supervisor(&self) -> Option<String> {
+        self.offer.supervisor.clone()
+    }
+
     /// Checks that the decisions in the state file are those of the running process. Its version has been looked at.
     ///
     /// # Errors

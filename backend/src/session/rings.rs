@@ -211,9 +211,6 @@ impl Session {
         }
         let in_flight = u16::try_from(recovered.count()).map_err(|_| SessionError::BadRingAddress)?;
         queue.set_next_avail(used_index.wrapping_add(in_flight));
-        if in_flight > 0 {
-            log::info!("event=replay queue={at} started={} in_flight={in_flight}", recovered.started.len());
-        }
         Ok((Some(tracker), recovered))
     }
 

@@ -381,6 +381,7 @@ impl Worker {
             ring.ready |= ring.vring.ask_for_kick();
             found |= ring.may_take();
         }
+        self.log_broken_rings();
         found && self.has_room()
     }
 

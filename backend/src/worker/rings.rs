@@ -5,6 +5,7 @@ use std::io;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use log::Level;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
@@ -53,6 +54,16 @@ impl Worker {
         self.write_through = features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         // Requests may have been there before the kick descriptor was.
         let Recovered { started, waiting } = recovered;
+        if started.len() + waiting.len() > 0 {
+            let (guest, started, in_flight) =
+                (&self.config.guest, started.len(), started.len() + waiting.len());
+            self.log.log(
+                Level::Info,
+                format_args!(
+                    "guest={guest} event=replay queue={index} started={started} in_flight={in_flight}"
+                ),
+            );
+        }
         let replay = waiting.into();
         self.rings[index] = Some(Running { vring, ready: true, stopping: None, abandoned: false, replay });
         if !started.is_empty() {
@@ -182,6 +193,7 @@ impl Worker {
                 break;
             }
         }
+        self.log_broken_rings();
         for slot in &mut self.rings {
             let Some(ring) = slot else { continue };
             if ring.vring.in_flight == 0
@@ -193,6 +205,17 @@ impl Worker {
             }
         }
         while self.rings.pop_if(|last| last.is_none()).is_some() {}
+    }
+
+    pub(super) fn log_broken_rings(&mut self) {
+        for (queue, ring) in self.rings.iter_mut().enumerate() {
+            let Some(error) = ring.as_mut().and_then(|ring| ring.vring.take_complaint()) else { continue };
+            let (guest, lost) = (&self.config.guest, crate::sigbus::lost_regions());
+            let line = format_args!(
+                "guest={guest} event=broken-ring queue={queue} error=\"{error}\" lost_memory_regions={lost} the guest must reset it"
+            );
+            self.log.log(Level::Warn, line);
+        }
     }
 }
 
