@@ -30,6 +30,12 @@ use empty::chunks;
 pub const COMPACT_PERCENT: u8 = 50;
 /// Percent of the time that expiry works where nothing is said.
 pub const WORK_PERCENT: u8 = 20;
+/// The room of a store is at most so many times what is to be kept, where copies are made.
+const ROOM_FACTOR: u64 = 2;
+/// A store that uses no more segments is not too large.
+const SPARE_SEGMENTS: u64 = 3;
+/// A segment of which less can be freed is not worth copying.
+const FREED_PERCENT_MIN: u64 = 3;
 /// Most bytes of copies in one commit where there are pauses.
 const PACED_BYTES_MAX: u64 = 256 << 10;
 
@@ -106,6 +112,8 @@ struct Run<'a, R, D, F> {
     writer: WithWriter<'a, D>,
     options: ExpireOptions,
     totals: ExpireTotals,
+    /// Blocks of the receipts to be kept that it has met.
+    kept_blocks: u64,
     paced: Paced,
     report: F,
 }
@@ -127,6 +135,7 @@ pub fn expire<R: Device, D: Device>(
         writer,
         options,
         totals: ExpireTotals::default(),
+        kept_blocks: 0,
         paced: Paced::new(options.pace),
         report,
     };
@@ -136,10 +145,14 @@ pub fn expire<R: Device, D: Device>(
     }
     let segments = reader.segments_to_inspect(superblock)?;
     let count = segments.len() as u64;
+    let mut kept = Vec::new();
     for ((segment, entry, may_go), done) in segments.into_iter().zip(0..) {
         (run.report)(ExpireEvent::Progress(done, count))?;
-        run.segment(superblock, today, (segment, may_go), &entry)?;
+        if !run.segment(superblock, today, (segment, may_go), &entry)? && may_go {
+            kept.push((segment, entry));
+        }
     }
+    run.bound_room(superblock, today, &kept)?;
     (run.report)(ExpireEvent::Progress(count, count))?;
     Ok(run.totals)
 }
@@ -215,12 +228,10 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
         today: u32,
         (segment, may_go): (u64, bool),
         entry: &TableEntry,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let retention = Retention::read(self.reader.device(), superblock)?;
-        let mut found = {
-            let rest = || self.paced.rest();
-            self.reader.inspect(superblock, &retention, today, (segment, entry), &rest)?
-        };
+        let mut found = self.inspect(superblock, &retention, today, (segment, entry))?;
+        self.kept_blocks += found.staying_blocks();
         if !may_go {
             found.pinned = Some("the log ends in it".to_owned());
         }
@@ -231,10 +242,10 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
         let goes = found.pinned.is_none() && (found.staying.is_empty() || is_worth);
         let has_room = found.staying.is_empty() || self.reader.usage()?.free_segments > 0;
         if self.options.is_dry_run {
-            return self.dry_run(&found, goes && has_room);
+            return self.dry_run(&found, goes && has_room).map(|()| goes && has_room);
         }
         if goes && has_room && self.empty_and_retire(&retention, &found)? {
-            return Ok(());
+            return Ok(true);
         }
         self.remove_expired(&found)?;
         let why = found.pinned.as_deref().unwrap_or(if has_room {
@@ -242,7 +253,40 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
         } else {
             "no room for copies"
         });
-        (self.report)(ExpireEvent::Kept { segment, why })
+        (self.report)(ExpireEvent::Kept { segment, why }).map(|()| false)
+    }
+
+    fn inspect(
+        &self,
+        superblock: &Superblock,
+        retention: &Retention,
+        today: u32,
+        segment: (u64, &TableEntry),
+    ) -> Result<Inspected> {
+        self.reader.inspect(superblock, retention, today, segment, &|| self.paced.rest())
+    }
+
+    /// Empties the oldest of the segments that stayed, however little of them can be freed, while the store takes more than its room. What
+    /// was removed holds the segment with its removal, and that one holds others: only the oldest of them can break the chain.
+    fn bound_room(&mut self, superblock: &Superblock, today: u32, kept: &[(u64, TableEntry)]) -> Result<()> {
+        if self.options.is_dry_run || self.options.compact_percent == 0 {
+            return Ok(());
+        }
+        let per_segment = superblock.geometry.blocks_per_segment();
+        let segments_max = (ROOM_FACTOR * self.kept_blocks).div_ceil(per_segment).max(SPARE_SEGMENTS);
+        for (segment, entry) in kept {
+            let usage = self.reader.usage()?;
+            if usage.used_segments <= segments_max || usage.free_segments == 0 {
+                break;
+            }
+            let retention = Retention::read(self.reader.device(), superblock)?;
+            let found = self.inspect(superblock, &retention, today, (*segment, entry))?;
+            let freed_blocks = found.freed_bytes() / BLOCK_BYTES;
+            if found.pinned.is_none() && freed_blocks * 100 >= FREED_PERCENT_MIN * found.blocks {
+                self.empty_and_retire(&retention, &found)?;
+            }
+        }
+        Ok(())
     }
 
     fn dry_run(&mut self, found: &Inspected, goes: bool) -> Result<()> {
@@ -274,7 +318,12 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
         let mut is_empty = true;
         let bytes_max = if self.paced.has_pauses() { PACED_BYTES_MAX } else { BATCH_BYTES_MAX };
         for some in chunks(&found.staying, bytes_max) {
-            let done = (self.writer)(&mut |writer| writer.move_out(some));
+            let mut is_moved = true;
+            let done = (self.writer)(&mut |writer| {
+                is_moved = writer.move_out(some)?;
+                Ok(())
+            });
+            is_empty &= is_moved;
             self.paced.rest();
             match done {
                 Ok(()) => {}

@@ -2,6 +2,8 @@
 //!
 //! Each is a group commit of its own. Invariant: the superblock says that the store has such records before the first is written.
 
+mod copies;
+
 use crate::batch::{Batch, Draft};
 use crate::checksum::DataSums;
 use crate::day::day_of_ms;
@@ -200,6 +202,9 @@ impl<D: Device> Writer<D> {
                 prefix: String::from_utf8_lossy(&hold.prefix).into_owned(),
                 until: hold.until_day.map_or("it is released".to_owned(), crate::day::text),
             });
+        }
+        if Rule::EraseReachesCopies.holds() {
+            self.zero_copies_left(path.as_str().as_bytes())?;
         }
         let versions = self.versions_in_log(path)?;
         if versions.is_empty() {

@@ -5,17 +5,19 @@
 use crate::control::{Control, Head};
 use crate::device::{AlignedBuf, Device};
 use crate::error::{Error, Result};
-use crate::layout::{BLOCK_BYTES, INDEX_PAGE_ENTRIES, PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
+use crate::layout::{BATCH_RECORDS_MAX, BLOCK_BYTES, INDEX_PAGE_ENTRIES, PAGE_TABLE, TABLE_ENTRIES_PER_PAGE};
 use crate::locator::Locator;
 use crate::log::{Tail, load_tail, read_blocks, read_header};
 use crate::page::{PageId, PageKind, read_page};
 use crate::path::ReceiptPath;
 use crate::reader::Reader;
 use crate::record::{Header, Kind};
+use crate::retire::Retired;
+use crate::rules::Rule;
 use crate::summary::{Descriptor, Item, decode_items};
 use crate::superblock::Superblock;
 use crate::table::{self, SegmentState, TableEntry};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// The Summary or Seal at a block, with its list.
 pub(crate) fn read_summary(
@@ -101,6 +103,7 @@ fn open_end(
     superblock: &Superblock,
     head: &Head,
     epoch: u32,
+    log_end: &mut Option<Tail>,
 ) -> Result<(Vec<Header>, bool)> {
     let geometry = &superblock.geometry;
     let mut tail: Tail = load_tail(device, superblock, &head.replay, epoch)?;
@@ -121,6 +124,7 @@ fn open_end(
             _ => return Ok((headers, true)),
         }
     }
+    *log_end = Some(tail);
     Ok((headers, is_damaged))
 }
 
@@ -152,6 +156,8 @@ struct Newest<'a> {
     is_damaged: bool,
     /// Not only the newest receipts, but every one.
     is_history: bool,
+    /// Segments that were retired before all of them was listed, and the sequence from which on they were listed.
+    gone: HashMap<u64, u64>,
 }
 
 impl Newest<'_> {
@@ -179,7 +185,7 @@ impl Newest<'_> {
 /// What a list shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Everything up to this sequence, and nothing behind it.
+    /// Everything up to this sequence, and of what is behind it only what expiry copied there while the list went on.
     pub published_seq: u64,
     /// Nothing that lists paths is damaged.
     pub is_complete: bool,
@@ -207,7 +213,8 @@ impl<D: Device> Reader<D> {
     pub fn list_to_head(&self, prefix: &str, mut visit: impl FnMut(Locator) -> Result<()>) -> Result<Listed> {
         let prefix = prefix.strip_prefix('/').unwrap_or(prefix).as_bytes();
         let (replaced, visit) = (HashSet::new(), &mut visit);
-        let newest = Newest { prefix, replaced, visit, is_damaged: false, is_history: false };
+        let gone = HashMap::new();
+        let newest = Newest { prefix, replaced, visit, is_damaged: false, is_history: false, gone };
         list_items(self.device(), &*self.superblock_now()?, newest)
     }
 
@@ -216,7 +223,8 @@ impl<D: Device> Reader<D> {
         let prefix = path.as_str().as_bytes();
         let mut visit = |locator: Locator| if locator.path == *path { visit(locator.block) } else { Ok(()) };
         let (replaced, visit) = (HashSet::new(), &mut visit);
-        let newest = Newest { prefix, replaced, visit, is_damaged: false, is_history: true };
+        let gone = HashMap::new();
+        let newest = Newest { prefix, replaced, visit, is_damaged: false, is_history: true, gone };
         match list_items(self.device(), &*self.superblock_now()?, newest)? {
             Listed { is_complete: true, .. } => Ok(()),
             _ => Err(missing_paths()),
@@ -228,14 +236,19 @@ fn list_items(device: &dyn Device, superblock: &Superblock, mut newest: Newest<'
     let geometry = &superblock.geometry;
     let control = Control::read(device, superblock)?;
     let replay = &control.head.replay;
-    let (open, is_end_damaged) = open_end(device, superblock, &control.head, control.head_page.epoch)?;
+    let mut log_end = None;
+    let (open, is_end_damaged) =
+        open_end(device, superblock, &control.head, control.head_page.epoch, &mut log_end)?;
     for header in open.iter().rev() {
         if header.changes_index() {
             newest.see(Item::of(header), header.generation)?;
         }
     }
     let open_segment = geometry.segment_of(replay.block);
-    list_summaries(device, superblock, replay.summary_block, &mut newest)?;
+    list_summaries(device, superblock, replay.summary_block, replay.generation, &mut newest)?;
+    if let (Some(from), Some(first)) = (newest.gone.get_mut(&open_segment), open.first()) {
+        *from = (*from).min(first.seq);
+    }
     let (used, is_table_damaged) = table_segments(device, superblock)?;
     let mut sealed: Vec<(u64, TableEntry)> = used
         .into_iter()
@@ -244,12 +257,59 @@ fn list_items(device: &dyn Device, superblock: &Superblock, mut newest: Newest<'
         })
         .collect();
     sealed.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.first_seq));
-    for (segment, entry) in sealed {
-        let seal_block = geometry.first_block(segment) + u64::from(entry.seal_block);
-        list_summaries(device, superblock, seal_block, &mut newest)?;
+    for (segment, entry) in &sealed {
+        let seal_block = geometry.first_block(*segment) + u64::from(entry.seal_block);
+        list_summaries(device, superblock, seal_block, entry.generation, &mut newest)?;
+    }
+    if let Some(tail) = log_end.filter(|_| !newest.is_history && Rule::ListFollowsCopies.holds()) {
+        let mut listed: Vec<u64> = sealed.iter().map(|(segment, _)| *segment).collect();
+        listed.push(open_segment);
+        listed.sort_unstable();
+        list_copies(device, superblock, tail, &listed, &mut newest)?;
     }
     let is_damaged = newest.is_damaged || is_end_damaged || is_table_damaged;
     Ok(Listed { published_seq: control.head.published_seq, is_complete: !is_damaged })
+}
+
+/// Receipts that were copied, or replaced, behind the end of the list, where the record that it would have shown has gone before it was listed. One read a
+/// record that was written meanwhile.
+fn list_copies(
+    device: &dyn Device,
+    superblock: &Superblock,
+    mut tail: Tail,
+    listed: &[u64],
+    newest: &mut Newest<'_>,
+) -> Result<()> {
+    let geometry = &superblock.geometry;
+    let end_seq = tail.cursor.seq;
+    let published_seq = Control::read(device, superblock)?.head.published_seq;
+    let mut later = Vec::new();
+    // A commit that was under way then has no more records behind it.
+    while tail.cursor.seq < published_seq + 2 * BATCH_RECORDS_MAX as u64 {
+        // Behind what is published, too: the table may say free before the head tells of the Retire record.
+        match read_header(device, superblock, tail.cursor.block)? {
+            Ok((header, hash)) if tail.cursor.accepts(&header, geometry) => {
+                tail.advance(&header, hash, geometry);
+                if let Some(retired) = Retired::of(&header, geometry)
+                    && listed.binary_search(&retired.segment).is_err()
+                {
+                    newest.gone.entry(retired.segment).or_insert(u64::MAX);
+                }
+                if header.kind == Kind::Put && (1..=end_seq).contains(&header.previous_version_seq) {
+                    later.push(header);
+                }
+            }
+            _ => break,
+        }
+    }
+    newest.is_damaged |= tail.cursor.seq < published_seq;
+    for header in later {
+        let segment = geometry.segment_of(header.previous_version_block);
+        if newest.gone.get(&segment).is_some_and(|from| header.previous_version_seq < *from) {
+            newest.see(Item::of(&header), header.generation)?;
+        }
+    }
+    Ok(())
 }
 
 /// The Summaries of one segment, from `block` backwards.
@@ -257,13 +317,19 @@ fn list_summaries(
     device: &dyn Device,
     superblock: &Superblock,
     mut block: u64,
+    generation: u32,
     newest: &mut Newest<'_>,
 ) -> Result<()> {
+    let mut listed_from = u64::MAX;
     while block != 0 {
         let summary = read_summary(device, superblock, block, newest.prefix);
-        let Ok((header, descriptor, items)) = summary else {
-            return list_without_summary(device, superblock, block, newest, summary.err());
+        let Some((header, descriptor, items)) =
+            summary.as_ref().ok().filter(|(header, ..)| header.generation == generation).cloned()
+        else {
+            let at = (block, generation, listed_from);
+            return list_without_summary(device, superblock, at, newest, summary.err());
         };
+        listed_from = descriptor.first_seq;
         for item in items.into_iter().rev() {
             newest.see(item, header.generation)?;
         }
@@ -279,7 +345,7 @@ fn list_summaries(
 fn list_without_summary(
     device: &dyn Device,
     superblock: &Superblock,
-    block: u64,
+    (block, generation, listed_from): (u64, u32, u64),
     newest: &mut Newest<'_>,
     fault: Option<Error>,
 ) -> Result<()> {
@@ -288,8 +354,10 @@ fn list_without_summary(
     }
     let geometry = &superblock.geometry;
     let segment = geometry.segment_of(block);
-    if table::read_entry(device, superblock, segment)?.state == SegmentState::Free {
-        return Ok(()); // retired since the table was read, and its receipts with it
+    let entry = table::read_entry(device, superblock, segment)?;
+    if entry.state == SegmentState::Free || entry.generation != generation {
+        newest.gone.insert(segment, listed_from); // retired since the table was read; what was to be kept was copied
+        return Ok(());
     }
     newest.is_damaged = true;
     let first = geometry.first_block(segment);

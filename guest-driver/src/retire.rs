@@ -235,9 +235,19 @@ pub(crate) fn zero_data(device: &dyn Device, superblock: &Superblock, erase: &He
     if !superblock.geometry.holds_record(block, 1) {
         return Err(Error::Corrupt(format!("Erase at block {}: out of bounds", erase.block)));
     }
+    zero_record(device, superblock, (block, seq), &erase.meta)
+}
+
+/// Zeroes the data of the record with this place, sequence and path, if it is still there.
+pub(crate) fn zero_record(
+    device: &dyn Device,
+    superblock: &Superblock,
+    (block, seq): (u64, u64),
+    path: &[u8],
+) -> Result<bool> {
     let mut first = crate::log::read_blocks(device, block, 1)?;
     let target = match Header::parse(first.as_slice(), superblock.record_seed()) {
-        Ok((target, _)) if target.seq == seq && target.block == block && target.meta == erase.meta => target,
+        Ok((target, _)) if target.seq == seq && target.block == block && target.meta == path => target,
         _ => return Ok(false), // its segment was retired since
     };
     if let Some(data) = first.as_mut_slice().get_mut(target.len_bytes()..) {

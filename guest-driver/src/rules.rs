@@ -118,6 +118,12 @@ pub enum Rule {
     RetireLooks,
     /// A segment is retired only if it lies before the replay position.
     RetireBeforeReplay,
+    /// A segment is not retired when a receipt in it was replaced or removed since it was looked at.
+    RetireMovedAll,
+    /// A list goes on with what expiry copies out of segments that it has not listed.
+    ListFollowsCopies,
+    /// An erasure reaches what copies have left in room that is not used.
+    EraseReachesCopies,
     /// A record that hides another one is not retired before that one.
     RetireHidesNothing,
     /// A check that finds records where the table says free reads the Retire records before it believes them.

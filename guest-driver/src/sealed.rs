@@ -193,7 +193,7 @@ impl<D: Device> Writer<D> {
 
 impl<D: Device> Writer<D> {
     /// Only saves a discard: a disk may leave anything behind.
-    fn begins_with_zeroes(&self, segment: u64) -> Result<bool> {
+    pub(crate) fn begins_with_zeroes(&self, segment: u64) -> Result<bool> {
         let buf = read_blocks(&self.device, self.superblock.geometry.first_block(segment), 1)?;
         Ok(buf.as_slice().iter().all(|byte| *byte == 0))
     }

@@ -220,3 +220,36 @@ fn a_killed_expiry_is_finished_by_the_next_one() {
     store.ok(&["verify"]);
     assert_eq!(store.ok(&["ls", "kept"]).lines().count(), 60);
 }
+
+/// As large as the file system of the folder takes: tmpfs 100 TiB, ext4 a block less than 16.
+fn largest_file_in(dir: &std::path::Path) -> (tempfile::TempDir, u64) {
+    let dir = tempfile::tempdir_in(dir).unwrap();
+    let file = fs::File::create(dir.path().join("disk")).unwrap();
+    let sizes = [100 << 40, (16 << 40) - 4096];
+    let size_bytes = sizes.into_iter().find(|size_bytes| file.set_len(*size_bytes).is_ok());
+    (dir, size_bytes.expect("a large sparse file"))
+}
+
+#[test]
+fn a_store_of_a_hundred_terabytes_takes_no_more_room_and_few_operations() {
+    for place in ["/dev/shm", env!("CARGO_TARGET_TMPDIR")] {
+        let (dir, size_bytes) = largest_file_in(place.as_ref());
+        let store = Store { dir };
+        store.ok(&["format"]);
+        let data = store.path("data");
+        fs::write(&data, [7; 100_000]).unwrap();
+        for number in 0..3 {
+            store.ok(&["put", &format!("a/{number}"), data.to_str().unwrap()]);
+        }
+        store.ok(&["get", "a/1", "-o", store.path("out").to_str().unwrap()]);
+        assert_eq!(fs::read(store.path("out")).unwrap(), [7; 100_000]);
+        assert_eq!(store.ok(&["ls"]), "a/2\na/1\na/0\n");
+        store.ok(&["rm", "a/0"]);
+        store.fails(&["get", "a/0"], 3);
+        let info: serde_json::Value = serde_json::from_str(&store.ok(&["--json", "info"])).unwrap();
+        let free_bytes = info["free_bytes"].as_u64().unwrap();
+        assert!(free_bytes > size_bytes / 100 * 98, "{place}: {free_bytes} of {size_bytes} bytes are free");
+        let used_bytes = store.path("disk").metadata().unwrap().blocks() * 512;
+        assert!(used_bytes < 4 << 20, "{place}: {used_bytes} bytes on the host for three receipts");
+    }
+}

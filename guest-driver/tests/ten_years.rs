@@ -348,7 +348,7 @@ fn ten_years_of_mixed_classes_with_crashes_stay_bounded_and_whole() {
     );
     assert!(life.crashes > 10 && life.freed > 20, "{} crashes, {} segments freed", life.crashes, life.freed);
     assert!(
-        used * segment_bytes <= live_bytes * 4 + 6 * segment_bytes,
+        used * segment_bytes <= live_bytes * 2 + 4 * segment_bytes,
         "{used} segments for {live_bytes} bytes"
     );
 }

@@ -36,16 +36,19 @@ pub(super) fn chunks(headers: &[Header], bytes_max: u64) -> Vec<&[Header]> {
 }
 
 impl<D: Device> Writer<D> {
-    /// Copies receipts to the end of the log, with all that is known of them; the index names the copies from then on.
-    pub(crate) fn move_out(&mut self, headers: &[Header]) -> Result<()> {
-        self.transact(|writer, batch| headers.iter().try_for_each(|header| writer.append_copy(batch, header)))
+    /// Copies receipts to the end of the log, with all that is known of them; the index names the copies from then on. False when one of them was replaced
+    /// or removed since it was looked at: what it is now, an older version that is kept perhaps, must be looked at again.
+    pub(crate) fn move_out(&mut self, headers: &[Header]) -> Result<bool> {
+        self.transact(|writer, batch| {
+            headers.iter().try_fold(true, |all, header| Ok(writer.append_copy(batch, header)? && all))
+        })
     }
 
-    fn append_copy(&mut self, batch: &mut Batch<'_>, header: &Header) -> Result<()> {
+    fn append_copy(&mut self, batch: &mut Batch<'_>, header: &Header) -> Result<bool> {
         let path = ReceiptPath::from_bytes(&header.meta)?;
         let hash = self.superblock.path_hash(&header.meta);
         if !self.pages().search(hash)?.entries.iter().any(|(_, entry)| entry.seq == header.seq) {
-            return Ok(()); // replaced or removed meanwhile
+            return Ok(!Rule::RetireMovedAll.holds());
         }
         let buf = read_blocks(&self.device, header.block, header.blocks)?;
         let parsed = Header::parse(buf.as_slice(), self.superblock.record_seed());
@@ -71,7 +74,7 @@ impl<D: Device> Writer<D> {
             flags: FLAG_MOVED,
             recorded_at_ms: Some(header.recorded_at_ms),
         };
-        self.append_record(batch, draft).map(drop)
+        self.append_record(batch, draft).map(|_| true)
     }
 
     /// Retires a segment that was looked at under `retention`; false when that is not so any more.

@@ -37,8 +37,13 @@ impl Inspected {
     /// Bytes that would be freed without the receipts that stay.
     #[must_use]
     pub fn freed_bytes(&self) -> u64 {
-        let staying: u64 = self.staying.iter().map(|header| u64::from(header.blocks)).sum();
-        (self.blocks - staying.min(self.blocks)) * BLOCK_BYTES
+        (self.blocks - self.staying_blocks().min(self.blocks)) * BLOCK_BYTES
+    }
+
+    /// Blocks of the receipts that stay.
+    #[must_use]
+    pub fn staying_blocks(&self) -> u64 {
+        self.staying.iter().map(|header| u64::from(header.blocks)).sum()
     }
 
     fn pin(&mut self, why: String) {

@@ -75,6 +75,17 @@ const ROWS: &[Row] = &[
         "a segment opened between two discards",
         tests::a_segment_that_is_opened_between_two_discards_keeps_what_is_stored_there,
     ),
+    (
+        &[Rule::RetireMovedAll],
+        "a version replaced while expiry runs",
+        tests::a_version_that_is_replaced_while_expiry_runs_is_kept,
+    ),
+    (&[Rule::ListFollowsCopies], "a list over expiry", tests::a_list_over_expiry_leaves_nothing_out),
+    (
+        &[Rule::EraseReachesCopies],
+        "an erasure of what was copied",
+        tests::an_erasure_reaches_what_copies_have_left,
+    ),
     (&[Rule::RetireLooks], "mixed classes", tests::mixed_classes_free_their_room_by_copying_what_stays),
     (
         &[Rule::RetireBeforeReplay],

@@ -2,11 +2,14 @@
 
 mod crashes;
 mod expiry;
+mod failing;
 mod growth;
+mod meanwhile;
 mod pacing;
 
 pub(super) use crashes::*;
 pub(super) use expiry::*;
+pub(super) use meanwhile::*;
 pub(super) use pacing::*;
 
 use super::{Fate, Sim, SimWriter};
