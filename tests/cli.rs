@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use receiptdisk_tests::{Exit, Proc, Scratch, Serve, backend_binary};
 
@@ -209,6 +209,7 @@ fn wrong_arguments_are_named() {
         (&["serve", "--nonsense"], &["--nonsense"]),
         (&["nonsense"], &["nonsense"]),
         (&["serve"], &["--image", "--guest"]),
+        (&["ctl"], &["command is missing", "status"]),
         (&["serve", "--guest", "name=a,socket=/a,access=ro"], &["--image"]),
         (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--cache", "none"], &["--cache", "none"]),
         (&["serve", "--image", "x", "--guest", "name=a,socket=/a", "--queues", "0"], &["--queues"]),
@@ -233,4 +234,81 @@ fn image_without_permission_is_refused() {
         );
     }
     assert_refused(&serve_image(&image), &["disk.img", "permission denied"]);
+}
+
+/// Each would otherwise write over the image, or take another's socket from it.
+#[test]
+fn files_and_sockets_at_one_place_are_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.image(SIZE);
+    std::os::unix::fs::symlink("disk.img", scratch.join("link")).unwrap();
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--record", "DIR/disk.img"], &["image", "--record"]),
+        (&["--record", "DIR/link"], &["image", "--record"]),
+        (&["--state", "DIR/./disk.img"], &["image", "state file"]),
+        (&["--control", "DIR/../DIR_NAME/front.sock"], &["control socket", "front"]),
+        (&["--guest", "name=b,access=ro,socket=DIR/../DIR_NAME/front.sock"], &["guest front", "guest b"]),
+        (&["--record", "DIR/disk.img.receiptdisk.running"], &["running", "--record"]),
+    ];
+    let dir = scratch.path().to_str().unwrap();
+    let dir_name = scratch.path().file_name().unwrap().to_str().unwrap();
+    for (args, words) in cases {
+        let arg = |text: &&str| text.replace("DIR_NAME", dir_name).replace("DIR", dir);
+        let serve = args.iter().map(arg).fold(Serve::image(&image).ro("front"), Serve::arg);
+        let exit = serve.run_to_end();
+        assert_refused(&exit, words);
+        assert!(exit.stderr.contains("cannot be both"), "{}", exit.stderr);
+        assert!(!scratch.join("front.sock").exists(), "{args:?}: a refused start leaves no socket");
+    }
+    assert_eq!(fs::metadata(&image).unwrap().len(), SIZE);
+}
+
+#[test]
+fn record_writes_over_nothing() {
+    let scratch = Scratch::new();
+    let log = scratch.join("precious");
+    fs::write(&log, "precious").unwrap();
+    let exit = Serve::image(&scratch.image(SIZE)).ro("front").arg("--record").arg(&log).run_to_end();
+    assert_refused(&exit, &["precious", "--record", "new name"]);
+    assert_eq!(fs::read(&log).unwrap(), b"precious");
+}
+
+#[test]
+fn folders_that_are_missing_are_named() {
+    let scratch = Scratch::new();
+    for (option, what) in [("--state", "state file"), ("--record", "log"), ("--control", "socket")] {
+        let path = scratch.join("none/file");
+        let exit = Serve::image(&scratch.image(SIZE)).ro("front").arg(option).arg(path).run_to_end();
+        assert_refused(&exit, &[what, "none/file", "make the folder"]);
+    }
+}
+
+#[test]
+fn replacing_nobody_says_so() {
+    let scratch = Scratch::new();
+    let control = scratch.join("control.sock");
+    drop(UnixListener::bind(&control).unwrap());
+    let serve = Serve::image(&scratch.image(SIZE)).ro("front").arg("--control").arg(&control);
+    assert_refused(&serve.arg("--replace").run_to_end(), &["no backend", "start without --replace"]);
+}
+
+/// `ctl status | head -1` and a full disk are no reason to panic.
+#[test]
+fn output_that_cannot_be_written_is_no_panic() {
+    let scratch = Scratch::new();
+    let control = scratch.join("control.sock");
+    let _backend = Serve::image(&scratch.image(SIZE)).ro("front").arg("--control").arg(&control).start();
+    let ctl = |out: Stdio| {
+        let mut command = Command::new(backend_binary());
+        command.arg("ctl").arg("--control").arg(&control).arg("status").stdout(out);
+        command.output().unwrap()
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let closed = ctl(writer.into());
+    assert_eq!((closed.status.code(), &closed.stderr[..]), (Some(0), &b""[..]));
+    let full = ctl(File::options().write(true).open("/dev/full").unwrap().into());
+    assert_eq!(full.status.code(), Some(1));
+    let said = String::from_utf8(full.stderr).unwrap();
+    assert!(said.lines().count() == 1 && said.contains("No space left"), "{said}");
 }

@@ -178,11 +178,11 @@ impl<'a> Control<'a> {
         };
         match done {
             Ok(()) => {
-                log::info!("event=operator command={command:?}");
+                log::info!("event=operator command='{}'", shown(command));
                 success(Value::Null)
             }
             Err(error) => {
-                log::warn!("event=operator command={command:?} error=\"{error}\"");
+                log::warn!("event=operator command='{}' error=\"{error}\"", shown(command));
                 failure(&error.to_string())
             }
         }
@@ -251,6 +251,11 @@ impl<'a> Control<'a> {
             .collect();
         json!({ "syncs": self.shared.disk.syncs(), "guests": guests })
     }
+}
+
+/// A command in the log: as it came, on one line.
+fn shown(command: &ControlCommand) -> String {
+    serde_json::to_string(command).unwrap_or_default()
 }
 
 fn byte_ranges(pairs: &[(u64, u64)]) -> Vec<ByteRange> {

@@ -1,6 +1,6 @@
 //! `ctl`: asks a running backend over its control socket and prints the answer.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,11 @@ use crate::control::ControlCommand;
 #[allow(missing_docs)]
 pub enum CtlError {
     #[error("control socket {path}: {error}; does a backend with --control {path} run?")]
-    Unreachable { path: PathBuf, error: std::io::Error },
+    Unreachable { path: PathBuf, error: io::Error },
     #[error("control socket {0}: the answer is not understood")]
     BadAnswer(PathBuf),
+    #[error("it is done, but standard output cannot be written: {0}")]
+    Output(#[from] io::Error),
     #[error("{0}")]
     Refused(String),
 }
@@ -32,19 +34,27 @@ pub fn run(socket: &Path, command: &ControlCommand, as_json: bool) -> Result<(),
     if answer["ok"] != Value::Bool(true) {
         let error = answer["error"].as_str().ok_or_else(|| CtlError::BadAnswer(socket.into()))?;
         if as_json {
-            println!("{}", json!({ "error": error }));
+            say(&format!("{}\n", json!({ "error": error })))?;
         }
         return Err(CtlError::Refused(error.to_owned()));
     }
     match &answer["result"] {
-        Value::Null if as_json => println!("{{}}"),
-        result if as_json => println!("{result}"),
-        result => print!("{}", for_people(result)),
+        Value::Null if as_json => say("{}\n"),
+        result if as_json => say(&format!("{result}\n")),
+        result => say(&for_people(result)),
     }
-    Ok(())
 }
 
-fn ask(socket: &Path, command: &ControlCommand) -> std::io::Result<String> {
+/// Writes to standard output; whoever has closed it has seen enough.
+fn say(text: &str) -> Result<(), CtlError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CtlError::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+fn ask(socket: &Path, command: &ControlCommand) -> io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     writeln!(stream, "{}", serde_json::to_string(command)?)?;
     let mut answer = String::new();

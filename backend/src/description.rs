@@ -2,7 +2,6 @@
 
 use crate::args::{Config, GuestConfig};
 use crate::control::{StaticGuest, StaticStatus};
-use crate::image::CacheMode;
 use crate::limits::SERIAL_BYTES;
 use crate::role::ReadMode;
 use crate::sandbox::Sandbox;
@@ -33,10 +32,7 @@ pub fn static_status(
         version: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
         image: config.image.path.display().to_string(),
-        cache: match shared.disk.image().cache {
-            CacheMode::Direct => "direct",
-            CacheMode::Page => "page",
-        },
+        cache: shared.disk.image().cache.name(),
         io_engine,
         logical_block_bytes: shared.disk.image().logical_block_bytes(),
         multi_writer: config.multi_writer,
@@ -68,14 +64,14 @@ pub fn announce(config: &Config, shared: &Shared, sandbox: Sandbox) {
     }
     let image = shared.disk.image();
     log::info!(
-        "event=serving image={} capacity_bytes={} cache={:?} logical_block_bytes={} guests={} seccomp={} landlock={:?}",
+        "event=serving image={} capacity_bytes={} cache={} logical_block_bytes={} guests={} seccomp={} landlock={}",
         image.path.display(),
         image.capacity_bytes(),
-        image.cache,
+        image.cache.name(),
         image.logical_block_bytes(),
         config.guests.len(),
         sandbox.seccomp,
-        sandbox.landlock
+        sandbox.landlock.name()
     );
 }
 

@@ -21,11 +21,15 @@ pub enum StartError {
     OddSize { path: PathBuf, bytes: u64, unit: u64 },
     #[error("image {path}: {doing}: {error}")]
     Image { path: PathBuf, doing: &'static str, error: io::Error },
+    #[error("{what} {path}: no such file or directory: make the folder {folder} first")]
+    NoFolder { what: &'static str, path: PathBuf, folder: PathBuf },
+    #[error("log of --record {path}: {error}")]
+    Record { path: PathBuf, error: io::Error },
     #[error("image {path} is in use by {holder}; stop that first")]
     Locked { path: PathBuf, holder: String },
     #[error("socket {path}: another process listens on it; stop that first")]
     SocketLive { path: PathBuf },
-    #[error("socket {path}: a file that is no socket is in the way")]
+    #[error("socket {path}: a file that is no socket is in the way; remove it or give another path")]
     SocketNotASocket { path: PathBuf },
     #[error("socket {path}: {error}")]
     Socket { path: PathBuf, error: io::Error },
@@ -37,6 +41,8 @@ pub enum StartError {
     BadState { path: PathBuf, why: String },
     #[error("the running backend is not replaced and goes on: {0}")]
     Replace(String),
+    #[error("--replace: no backend to replace at control socket {control}: {error}; start without --replace")]
+    NothingToReplace { control: PathBuf, error: io::Error },
     #[error("the image could not be synced at the end: {0}")]
     LastSync(io::Error),
     #[error("{doing}: {error}")]

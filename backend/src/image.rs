@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::error::StartError;
 use crate::limits::{LOCK_WAIT_SECONDS, SECTOR_BYTES};
 use crate::lock::{holder, lock_image, lock_reader, retry_interval};
+use crate::places::check_folder;
 use crate::transfer::Alignment;
 
 /// Alignment that direct IO gets where the kernel does not tell what it needs.
@@ -30,6 +31,17 @@ pub enum CacheMode {
     Direct,
     /// The host's page cache.
     Page,
+}
+
+impl CacheMode {
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Page => "page",
+        }
+    }
 }
 
 /// Why the disk cannot have a size.
@@ -240,6 +252,7 @@ fn create_image(path: &Path, bytes: u64) -> Result<(), StartError> {
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(StartError::OddSize { path: path.into(), bytes, unit: SECTOR_BYTES });
     }
+    check_folder("image", path)?;
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let unfinished = PathBuf::from(name);

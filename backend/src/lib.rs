@@ -47,6 +47,7 @@ mod memory;
 mod message;
 mod operator;
 pub mod order;
+mod places;
 mod poll;
 mod record;
 mod recovery;

@@ -1,5 +1,6 @@
 //! receiptdisk-backend: see the library.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -21,15 +22,18 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            print!("{error}");
+            let _ = error.print(); // whoever closed it has seen enough
             return ExitCode::SUCCESS;
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return fail("error: ctl: a command is missing, such as status; see ctl --help");
         }
         Err(error) => return fail(&one_line(&error.to_string())),
     };
     match cli.into_action() {
         Ok(Action::PrintCapabilities) => {
-            println!("{CAPABILITIES}");
-            ExitCode::SUCCESS
+            let told = writeln!(std::io::stdout(), "{CAPABILITIES}");
+            if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Ok(Action::Serve(config)) => match serve(&config) {
             Ok(()) => ExitCode::SUCCESS,
@@ -42,7 +46,7 @@ fn main() -> ExitCode {
         Ok(Action::Ctl { socket, commands, as_json }) => {
             match commands.iter().try_for_each(|command| ctl::run(&socket, command, as_json)) {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(CtlError::Refused(error)) => {
+                Err(error @ (CtlError::Refused(_) | CtlError::Output(_))) => {
                     eprintln!("receiptdisk-backend: error: {error}");
                     ExitCode::FAILURE
                 }

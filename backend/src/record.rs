@@ -51,12 +51,18 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A new, empty log at `path`.
+    /// A new log at `path`.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written, or holds something: another log, or what a slip of the pen would cost.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let file = File::create(path)?;
+        let file = File::options().write(true).create(true).truncate(false).open(path)?;
+        if file.metadata()?.len() > 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "it holds something already; give a new name",
+            ));
+        }
         let mut recorder =
             Self { file, offset: SECTOR_BYTES, logged: 0, waiting: VecDeque::new(), noted: 0, kept: 0 };
         recorder.write_head()?;

@@ -71,7 +71,7 @@ impl Recovery {
     /// Reads what an earlier process has left in the note beside the state file, for guests with these names.
     #[must_use]
     pub fn load(state_file: &Path, names: Vec<String>) -> Self {
-        let note = note_beside(state_file);
+        let note = note_path(state_file);
         let boot_id = fs::read_to_string(BOOT_ID).unwrap_or_default();
         let left = read_note(&note).filter(|left| left.boot_id == boot_id).map(|left| left.writing);
         let is_left = |name: &String| left.as_ref().is_some_and(|left| left.contains(name));
@@ -91,7 +91,7 @@ impl Recovery {
     /// For a process that takes the place of another, which keeps the note until [`Recovery::take_note`].
     #[must_use]
     pub fn of_takeover(state_file: &Path, names: Vec<String>) -> Self {
-        let note = note_beside(state_file);
+        let note = note_path(state_file);
         let boot_id = fs::read_to_string(BOOT_ID).unwrap_or_default();
         let [is_holding, has_note] = [(); 2].map(|()| AtomicBool::new(false));
         let (began, state, changed) = (Instant::now(), Mutex::new(State::default()), Condvar::new());
@@ -189,7 +189,9 @@ impl Recovery {
     }
 }
 
-fn note_beside(state_file: &Path) -> PathBuf {
+/// Where it is kept which guests are writing, beside the state file.
+#[must_use]
+pub fn note_path(state_file: &Path) -> PathBuf {
     let mut note = state_file.as_os_str().to_owned();
     note.push(".running");
     note.into()

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
@@ -32,6 +32,7 @@ use crate::image::Image;
 use crate::interrupt::Interrupt;
 use crate::limits::STOP_DEADLINE_SECONDS;
 use crate::operator::{Configured, Operator, check_writers};
+use crate::places;
 use crate::record::Recorder;
 use crate::recovery::Recovery;
 use crate::sandbox::{self, Sandbox};
@@ -59,10 +60,11 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
         Some(takeover) => takeover.image(&config.image)?,
         None => Image::open(&config.image)?,
     };
-    let recorder = config.record.as_deref().map(Recorder::create).transpose();
-    let recorder = recorder.map_err(system("cannot write the log of --record"))?;
+    places::check_apart(config)?;
+    let recorder = config.record.as_deref().map(make_record).transpose()?;
     let disk = Disk::new(image, config.unmap, config.has_durable_reads(), recorder);
     let configured = configured(config);
+    places::check_folder("state file", &config.state)?;
     let state_file = StateFile::new(config.state.clone());
     let state = state_file.load()?;
     takeover.iter().try_for_each(|takeover| takeover.check_state(&state))?;
@@ -182,6 +184,11 @@ fn check_cpus(cpus: &[usize]) -> Result<(), StartError> {
         Some(cpu) => Err(StartError::Usage(format!("--cpus: processor {cpu} is not there or not allowed"))),
         None => Ok(()),
     }
+}
+
+fn make_record(path: &Path) -> Result<Recorder, StartError> {
+    places::check_folder("log of --record", path)?;
+    Recorder::create(path).map_err(|error| StartError::Record { path: path.into(), error })
 }
 
 /// One engine a guest; without io_uring where that is forbidden and was not asked for.

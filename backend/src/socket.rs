@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use crate::error::StartError;
 use crate::handover::ListenerState;
 use crate::limits::MAX_WAITING_CONNECTIONS;
+use crate::places::check_folder;
 
 /// Who may connect, besides the backend's own user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -111,6 +112,7 @@ impl Listener {
     /// When another process listens there, something else is in the way, or the folder forbids it.
     pub fn bind(path: &Path, access: SocketAccess) -> Result<Self, StartError> {
         let failed = |error| StartError::Socket { path: path.into(), error };
+        check_folder("socket", path)?;
         remove_stale(path)?;
         let socket = bind_stream_socket(path).map_err(failed)?;
         let inode = fs::symlink_metadata(path).map_err(failed)?.st_ino();

@@ -37,10 +37,10 @@ impl Takeover {
     /// Asks the process that listens at `control` to be replaced.
     ///
     /// # Errors
-    /// [`StartError::Replace`] says why it does not want to.
+    /// [`StartError::NothingToReplace`] when none listens, [`StartError::Replace`] says why it does not want to.
     pub fn begin(control: &Path) -> Result<Self, StartError> {
         let stream = UnixStream::connect(control)
-            .map_err(|error| refused(format!("control socket {}: {error}", control.display())))?;
+            .map_err(|error| StartError::NothingToReplace { control: control.into(), error })?;
         ask(&stream).map_err(refused)?;
         let (offer, fds) = Link(&stream).receive(patience()).map_err(failed)?;
         crash::here(Point::Offered);

@@ -51,6 +51,18 @@ pub enum Landlock {
     Off,
 }
 
+impl Landlock {
+    /// As in `ctl status`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Partial => "partial",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// Why the kernel does not restrict paths.
 #[derive(Debug, Error)]
 #[allow(missing_docs)]
