@@ -155,7 +155,7 @@ struct Serve {
     /// Log every write and sync here, in the format of dm-log-writes: for crash tests, slow
     #[arg(long, value_name = "LOG")]
     record: Option<PathBuf>,
-    /// Where roles, fences and poison are kept across restarts (default: FILE.receiptdisk)
+    /// Where roles, fences, seals and poison are kept across restarts (default: FILE.receiptdisk)
     #[arg(long, value_name = "STATE")]
     state: Option<PathBuf>,
 }

@@ -30,7 +30,11 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             let code = if error.use_stderr() { 2 } else { 0 };
-            let _ = error.print(); // nowhere to report a closed terminal
+            if code != 0 && std::env::args_os().any(|arg| arg == "--json") {
+                eprintln!("{}", cli::usage_as_json(&error.to_string(), code));
+            } else {
+                let _ = error.print(); // nowhere to report a closed terminal
+            }
             return ExitCode::from(code);
         }
     };

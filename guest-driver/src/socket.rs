@@ -4,6 +4,7 @@
 use crate::{Error, RawDevice, Reader, Result, SharedWriter, orders, scrub, wire};
 use serde_json::{Value, json};
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -64,7 +65,7 @@ impl Socket {
     /// Listens on `path`. Only this user may connect; a socket that nobody listens to any more is replaced.
     ///
     /// # Errors
-    /// [`Error::Busy`] when somebody listens there, [`Error::File`].
+    /// [`Error::Busy`] when somebody listens there, [`Error::Usage`] when a file that is no socket is there, [`Error::File`].
     pub fn listen(path: &Path) -> Result<Self> {
         Ok(Self { path: path.to_owned(), listener: Some(listen(path)?) })
     }
@@ -88,14 +89,30 @@ impl Drop for Socket {
 
 fn listen(path: &Path) -> Result<UnixListener> {
     let name = || path.display().to_string();
-    if UnixStream::connect(path).is_ok() {
-        return Err(Error::Busy { name: name() });
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            let what = "a file that is no socket is in the way; remove it or give another path";
+            return Err(Error::Usage(format!("socket {}: {what}", name())));
+        }
+        Ok(_) => remove_stale(path)?,
+        Err(_) => {} // none, or an error that binding has, too
     }
-    let _ = std::fs::remove_file(path); // a stale one, or none
     let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
     rustix::process::umask(mask);
     listener.map_err(|source| Error::File { name: name(), source })
+}
+
+/// Removes a socket that nobody listens to any more.
+fn remove_stale(path: &Path) -> Result<()> {
+    let name = path.display().to_string();
+    match UnixStream::connect(path) {
+        Ok(_) => Err(Error::Busy { name }),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(|source| Error::File { name, source })
+        }
+        Err(source) => Err(Error::File { name, source }),
+    }
 }
 
 fn accept(server: &'static Server, listener: &UnixListener) {

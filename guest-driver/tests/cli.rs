@@ -9,7 +9,7 @@ mod support;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use support::{Store, text};
 
 #[test]
@@ -211,6 +211,43 @@ fn batches_of_a_folder_and_of_a_list() {
     assert_eq!(text(&output.stderr).lines().count(), 3);
 }
 
+#[test]
+fn batch_of_a_folder_waits_for_no_pipe_and_follows_no_link_to_a_folder() {
+    let store = Store::new();
+    store.file("in/a", b"a");
+    let input = store.path("in");
+    assert!(Command::new("mkfifo").arg(input.join("pipe")).status().unwrap().success());
+    std::os::unix::fs::symlink(".", input.join("round")).unwrap();
+    std::os::unix::fs::symlink("a", input.join("same")).unwrap();
+    let output = store.run(&["put", "--batch", input.to_str().unwrap()]);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(2), "a\nsame\n"));
+    let said = text(&output.stderr);
+    assert!(said.lines().count() == 2 && said.contains("in/pipe") && said.contains("in/round"), "{said}");
+}
+
+#[test]
+fn page_of_the_command_lists_every_command() {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/receipt.md")).unwrap();
+    let help = Store::new().ok(&["--help"]);
+    let (_, commands) = help.split_once("Commands:").unwrap();
+    let (commands, _) = commands.split_once("Options:").unwrap();
+    let is_command = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
+    let names = commands.lines().filter(is_command).map(|line| line.split_whitespace().next().unwrap());
+    let names: Vec<&str> = names.filter(|name| *name != "help").collect();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names {
+        assert!(page.contains(&format!("`{name}")), "docs/receipt.md does not list {name}");
+    }
+}
+
+#[test]
+fn serve_takes_the_place_of_no_file() {
+    let store = Store::new();
+    let file = store.file("precious", b"precious");
+    assert!(store.fails(&["serve", "--socket", &file], 2).contains("no socket"));
+    assert_eq!(fs::read(&file).unwrap(), b"precious");
+}
+
 /// Receipts of each group commit, by the flag of its first record.
 fn commits(store: &Store, locators: &str) -> Vec<usize> {
     let device = receipt_store::RawDevice::open_reader(&store.path("disk")).unwrap();
@@ -278,6 +315,12 @@ fn usage_and_missing_things() {
     assert_eq!(store.ok(&["ls"]), "");
     let json = store.fails(&["get", "no", "--json"], 3);
     assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["exit_code"], 3);
+    for bad in
+        [&["put", "a", "--json"][..], &["--json", "frobnicate"], &["expire", "--compact", "101", "--json"]]
+    {
+        let json: serde_json::Value = serde_json::from_str(&store.fails(bad, 2)).unwrap();
+        assert!(json["exit_code"] == 2 && json["error"].as_str().unwrap().len() > 10, "{json}");
+    }
 }
 
 #[test]
@@ -336,8 +379,12 @@ fn one_writer_at_a_time() {
     let store = Store::new();
     let file = store.file("f", b"x");
     let held = receipt_store::RawDevice::open_writer(&store.path("disk")).unwrap();
-    assert!(store.fails(&["put", "a", &file], 7).contains("busy"));
-    store.fails(&["put", "a", &file, "--wait", "1"], 7);
+    assert!(
+        store
+            .fails(&["put", "a", &file], 7)
+            .contains("busy: another process of this machine writes to it; --wait")
+    );
+    assert!(!store.fails(&["put", "a", &file, "--wait", "1"], 7).contains("--wait"));
     store.fails(&["get", "a"], 3);
     let mut waiting = store.command(&["put", "a", &file, "--wait", "30"]).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(200));

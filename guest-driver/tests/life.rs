@@ -108,9 +108,12 @@ fn terms_holds_and_erasure(store: &Store) {
     let image = store.path("image").to_str().unwrap().to_owned();
     store.ok(&["put", "new", &image, "--class", "1"]);
     store.ok(&["put", "old", &image, "--class", "1", "--issued", "2001-02-03"]);
+    let stat: serde_json::Value = serde_json::from_str(&store.ok(&["stat", "old", "--json"])).unwrap();
+    assert_eq!((&stat["class"], &stat["issued"]), (&1.into(), &"2001-02-03".into()));
     store.ok(&["put", "none", &image]);
     assert!(store.fails(&["rm", "new"], 8).contains("kept until"));
     store.fails(&["put", "y", &image, "--issued", "2001-02-30"], 2);
+    assert!(store.fails(&["hold", "ol", "--until", "2020-01-01"], 2).contains("2020-01-01 is over"));
     store.ok(&["hold", "ol"]);
     store.ok(&["hold", "/none", "--until", "2999-01-01"]);
     assert!(store.fails(&["rm", "old"], 8).contains("on hold"));

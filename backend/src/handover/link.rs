@@ -10,6 +10,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -112,7 +113,8 @@ impl Link<'_> {
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fits = control.push(SendAncillaryMessage::ScmRights(fds));
         debug_assert!(fits, "there is room for as many as go at once");
-        let sent = sendmsg(self.0, &[IoSlice::new(b"+")], &mut control, SendFlags::NOSIGNAL);
+        let slices = [IoSlice::new(b"+")];
+        let sent = retry_on_intr(|| sendmsg(self.0, &slices, &mut control, SendFlags::NOSIGNAL));
         sent.map(|_| ()).map_err(|error| failed(error.into()))
     }
 
@@ -122,7 +124,8 @@ impl Link<'_> {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
         let into = &mut [IoSliceMut::new(&mut byte)];
-        let received = recvmsg(self.0, into, &mut control, RecvFlags::CMSG_CLOEXEC);
+        // A socket with a timeout is interrupted even when the process is only stopped and goes on.
+        let received = retry_on_intr(|| recvmsg(self.0, into, &mut control, RecvFlags::CMSG_CLOEXEC));
         let received = received.map_err(|error| failed(error.into()))?;
         let before = fds.len();
         for message in control.drain() {
@@ -209,6 +212,24 @@ mod tests {
                 assert_eq!(fds.len(), count as usize);
             });
         }
+    }
+
+    /// As when the process is stopped for a moment and goes on.
+    #[test]
+    fn signals_interrupt_no_message() {
+        use std::os::unix::thread::JoinHandleExt;
+        signal_hook::flag::register(libc::SIGUSR1, std::sync::Arc::default()).unwrap();
+        let (one, other) = UnixStream::pair().unwrap();
+        let receiver = thread::spawn(move || Link(&other).receive::<String>(soon()).map(|(text, _)| text));
+        (&one).write_all(b"\x03\0\0\0\x01\0\0\0").unwrap();
+        for _ in 0..1000 {
+            // SAFETY: the thread is not joined yet, so the number is still its own.
+            unsafe { libc::pthread_kill(receiver.as_pthread_t(), libc::SIGUSR1) };
+            thread::sleep(Duration::from_micros(10));
+        }
+        let _ = Link(&one).send_fds(&[one.as_fd()]);
+        let _ = (&one).write_all(b"\"a\""); // it may have gone
+        assert_eq!(receiver.join().unwrap().unwrap(), "a");
     }
 
     #[test]

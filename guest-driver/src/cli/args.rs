@@ -155,7 +155,7 @@ pub enum Command {
         #[arg(long, value_name = "YYYY-MM-DD")]
         today: Option<String>,
         /// Copy what is kept out of segments of which so many percent can be freed; 0 = never.
-        #[arg(long, value_name = "PERCENT", default_value_t = receipt_store::expire::COMPACT_PERCENT)]
+        #[arg(long, value_name = "PERCENT", default_value_t = receipt_store::expire::COMPACT_PERCENT, value_parser = clap::value_parser!(u8).range(0..=100))]
         compact: u8,
         /// Work so many percent of the time and pause for the rest; 100 = no pauses.
         #[arg(long, value_name = "PERCENT", default_value_t = receipt_store::expire::WORK_PERCENT, value_parser = clap::value_parser!(u8).range(1..101))]

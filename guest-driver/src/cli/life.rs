@@ -10,7 +10,7 @@ use receipt_store::policy::Retention;
 use receipt_store::{Error, RawDevice, Result, Term, Writer, day, hex, wire};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The order of a command line.
 fn order(command: &Command) -> Result<Value> {
@@ -20,7 +20,9 @@ fn order(command: &Command) -> Result<Value> {
             json!({ "do": "policy", "class": class, "years": years, "from_year_end": from_year_end })
         }
         Command::Hold { prefix: Some(prefix), until } => {
-            json!({ "do": "hold", "prefix": prefix, "until": date(until)? })
+            let until = date(until)?;
+            refuse_past(until)?;
+            json!({ "do": "hold", "prefix": prefix, "until": until })
         }
         Command::Release { prefix } => json!({ "do": "release", "prefix": prefix }),
         Command::Expire { dry_run, today, compact, pace } => {
@@ -30,6 +32,18 @@ fn order(command: &Command) -> Result<Value> {
         Command::Erase { path, reason } => json!({ "do": "erase", "path": path, "reason": reason }),
         _ => return Err(Error::Usage("no order".to_owned())),
     })
+}
+
+/// A hold that is over when it is made keeps nothing: a slip of the pen.
+fn refuse_past(until: Option<u32>) -> Result<()> {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let today = u32::try_from(since_1970.as_secs() / (day::DAY_MS / 1000)).unwrap_or(u32::MAX);
+    match until.filter(|until| *until < today) {
+        Some(until) => {
+            Err(Error::Usage(format!("--until {} is over: today is {}", day::text(until), day::text(today))))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Runs a command; a list of policy and holds needs no writer.

@@ -79,13 +79,25 @@ fn complain(args: &Args, error: &Error) -> u8 {
         return 0; // whoever read our output has seen enough
     }
     let code = error.exit_code();
+    let hint = match error {
+        Error::Busy { .. } if args.wait == 0 => "; --wait SECONDS waits for it",
+        _ => "",
+    };
     if args.json {
-        let line = serde_json::json!({ "error": error.to_string(), "exit_code": code });
+        let line = serde_json::json!({ "error": format!("{error}{hint}"), "exit_code": code });
         eprintln!("{line}");
     } else {
-        eprintln!("receipt: {error}");
+        eprintln!("receipt: {error}{hint}");
     }
     code
+}
+
+/// What is wrong with the arguments, without the help that follows, as the one line that `--json` promises.
+pub fn usage_as_json(text: &str, code: u8) -> String {
+    let words: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let text = words.join(" ");
+    let error = text.strip_prefix("error: ").unwrap_or(&text);
+    serde_json::json!({ "error": error, "exit_code": code }).to_string()
 }
 
 const STDOUT: &str = "standard output";
@@ -132,16 +144,9 @@ fn open_writing_device(args: &Args) -> Result<(RawDevice, String)> {
             Err(Error::Busy { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(Error::Busy { name }) => return Err(busy(args, name)),
             answer => return Ok((answer?, path.display().to_string())),
         }
     }
-}
-
-/// Another process has the device, also after `--wait`.
-fn busy(args: &Args, name: String) -> Error {
-    let hint = if args.wait == 0 { " (--wait SECONDS waits)" } else { "" };
-    Error::Busy { name: format!("{name}{hint}") }
 }
 
 fn writer_options(name: String) -> WriterOptions {

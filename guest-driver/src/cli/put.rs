@@ -88,8 +88,8 @@ fn report(options: &Options<'_>, result: Result<Stored>) -> Result<u8> {
 }
 
 fn put_batch(options: &Options<'_>, source: &Path, prefix: &str, limits: CommitLimits) -> Result<u8> {
-    if source != Path::new("-") && !source.exists() {
-        return Err(file_error(source, std::io::ErrorKind::NotFound.into()));
+    if source != Path::new("-") {
+        source.metadata().map_err(|error| file_error(source, error))?;
     }
     feed_with(options, limits, |feed| produce(options, source, prefix, feed))
 }
@@ -181,7 +181,10 @@ fn produce(options: &Options<'_>, source: &Path, prefix: &str, feed: &mut Feed<'
     if source.is_dir() {
         walk(source, &mut |file| {
             let relative = file.strip_prefix(source).unwrap_or(file);
-            offer(name_of(prefix, relative.as_os_str().as_bytes()), file)
+            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+            let path =
+                if is_file { name_of(prefix, relative.as_os_str().as_bytes()) } else { Err(no_file(file)) };
+            offer(path, file)
         })?;
         return Ok(());
     }
@@ -202,6 +205,11 @@ fn produce(options: &Options<'_>, source: &Path, prefix: &str, feed: &mut Feed<'
     Ok(())
 }
 
+/// A pipe would be waited for, and a link to a folder can lead back to where it is.
+fn no_file(file: &Path) -> Error {
+    Error::Usage(format!("{}: neither a regular file nor a link to one", file.display()))
+}
+
 /// The path of a receipt of a batch.
 fn name_of(prefix: &str, path: &[u8]) -> Result<ReceiptPath> {
     if prefix.is_empty() {
@@ -210,14 +218,14 @@ fn name_of(prefix: &str, path: &[u8]) -> Result<ReceiptPath> {
     ReceiptPath::from_bytes(&[prefix.as_bytes(), path.strip_prefix(b"/").unwrap_or(path)].concat())
 }
 
-/// Visits every file below `dir` in the order of names; `visit` returns false to stop.
+/// Visits what is below `dir`, all but folders, in the order of names; `visit` returns false to stop.
 fn walk(dir: &Path, visit: &mut impl FnMut(&Path) -> bool) -> Result<bool> {
     let entries = std::fs::read_dir(dir).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let mut paths: Vec<PathBuf> =
         entries.map_err(|error| file_error(dir, error))?.iter().map(std::fs::DirEntry::path).collect();
     paths.sort();
     for path in paths {
-        let goes_on = if path.is_dir() { walk(&path, visit)? } else { visit(&path) };
+        let goes_on = if path.is_dir() && !path.is_symlink() { walk(&path, visit)? } else { visit(&path) };
         if !goes_on {
             return Ok(false);
         }

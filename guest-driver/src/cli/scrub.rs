@@ -47,7 +47,7 @@ pub fn repair(args: &Args, throttle: Option<u64>) -> Result<u8> {
             break repair_remotely(stream, &store, throttle, &mut |step| progress.step(step), &mut report)?;
         }
         if Instant::now() >= deadline {
-            return Err(super::busy(args, name));
+            return Err(Error::Busy { name });
         }
         std::thread::sleep(Duration::from_millis(20));
     };

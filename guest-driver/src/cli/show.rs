@@ -3,7 +3,7 @@
 use super::args::Args;
 use super::{Progress, open_reader, say};
 use receipt_store::control::Control;
-use receipt_store::{Device, ReceiptPath, Result, Stat, Superblock, hex};
+use receipt_store::{Device, ReceiptPath, Result, Stat, Superblock, day, hex};
 use serde_json::{Value, json};
 
 /// What `stat` and `get --json` say.
@@ -12,7 +12,8 @@ pub fn stat_json(stat: &Stat) -> Value {
     json!({
         "path": stat.path.as_str(), "locator": stat.locator().to_string(), "size_bytes": header.data_len,
         "blake3": hex(&header.data_hash), "seq": header.seq, "version": header.version,
-        "recorded_at_ms": header.recorded_at_ms, "issued_day": header.issued_day, "epoch": header.epoch,
+        "recorded_at_ms": header.recorded_at_ms, "class": header.class,
+        "issued_day": header.issued_day, "issued": day::text(header.issued_day), "epoch": header.epoch,
         "block": header.block, "blocks": header.blocks, "generation": header.generation,
     })
 }

@@ -33,7 +33,7 @@ impl Sink {
                 return Ok(Self::Running(stream, store));
             }
             if Instant::now() >= deadline {
-                return Err(super::busy(args, name));
+                return Err(Error::Busy { name });
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -82,6 +82,18 @@ fn what_is_wrong_with_a_request_is_said() {
     }
     let coded = issuer.send("PUT", "/receipts/a", &[("content-encoding", "gzip")], b"data");
     assert_eq!(coded.expect(415).code(), "content_encoding");
+    for (name, value) in [
+        ("content-range", "bytes 0-3/10"),
+        ("if-match", "\"0\""),
+        ("if-none-match", "*"),
+        ("if-unmodified-since", "Thu, 26 Nov 2026 00:00:00 GMT"),
+    ] {
+        let answer = issuer.send("PUT", "/receipts/a", &[(name, value)], b"data");
+        assert_eq!(answer.expect(400).code(), "bad_request", "{name}");
+    }
+    let mut client = issuer.client();
+    client.write(b"PUT /receipts/a HTTP/1.1\r\nhost: t\r\n\r\n").unwrap();
+    assert_eq!(client.answer(false).expect(411).code(), "no_body");
     let mut paths = Vec::new();
     stand
         .reader()

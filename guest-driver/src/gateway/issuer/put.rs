@@ -8,7 +8,10 @@ use crate::limits::RECORD_BYTES;
 use crate::server::Asked;
 use crate::target::{Query, Wanted};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH,
+    IF_UNMODIFIED_SINCE, TRANSFER_ENCODING,
+};
 use hyper::{Method, StatusCode};
 use receipt_store::shared::HashedGroup;
 use receipt_store::{Error, OwnedChange, ReceiptPath};
@@ -29,6 +32,7 @@ impl Issuer {
         if is_reserved(&path) {
             return Err(Fault::new(StatusCode::BAD_REQUEST, "bad_path", "paths below .id/ are those of ids"));
         }
+        refuse_conditions(&asked.headers)?;
         let query = Query::strict(asked.uri.query(), &["id", "new_version"])?;
         let (id, is_new_version) = (id_of(asked, &query)?, query.flag("new_version")?);
         let received =
@@ -101,6 +105,23 @@ impl Issuer {
         }
         Ok(json_reply(if stored.is_new { StatusCode::CREATED } else { StatusCode::OK }, &answer))
     }
+}
+
+/// What would be ignored otherwise: a part of an image stored as the whole, a version that was meant for another state of the path, and no
+/// image at all.
+fn refuse_conditions(headers: &HeaderMap) -> Result<(), Fault> {
+    if headers.contains_key(CONTENT_RANGE) {
+        return Err(Fault::bad("an image is put as a whole, without Content-Range"));
+    }
+    if [IF_MATCH, IF_NONE_MATCH, IF_UNMODIFIED_SINCE].iter().any(|name| headers.contains_key(name)) {
+        let message = "a PUT takes no condition: other bytes under a path are refused unless ?new_version=1 says otherwise";
+        return Err(Fault::bad(message));
+    }
+    if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
+        return Ok(());
+    }
+    let message = "no body: send Content-Length, which may be 0, or Transfer-Encoding: chunked";
+    Err(Fault::new(StatusCode::LENGTH_REQUIRED, "no_body", message))
 }
 
 fn is_json(value: &HeaderValue) -> bool {
