@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -64,7 +65,12 @@ pub fn check_apart(config: &Config) -> Result<(), StartError> {
 /// One line that names it.
 pub fn check_folder(what: &'static str, path: &Path) -> Result<(), StartError> {
     let folder = folder_of(path);
-    if folder.is_dir() { Ok(()) } else { Err(StartError::NoFolder { what, path: path.into(), folder }) }
+    match fs::metadata(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(StartError::NoFolder { what, path: path.into(), folder })
+        }
+        _ => Ok(()), // whatever else is wrong with it, using it says
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! every page before it has the `spilled` flag, which is never taken back.
 
 use crate::error::{Error, Result};
-use crate::layout::{Geometry, SLOT_BODY_BYTES, SPILL_HOPS_MAX};
+use crate::layout::{Geometry, RECORD_BLOCKS_MAX, SLOT_BODY_BYTES, SPILL_HOPS_MAX};
 use crate::page::Page;
 use crate::path::PathHash;
 use crate::record::Header;
@@ -94,7 +94,13 @@ impl IndexPage {
                 generation: raw.generation.get(),
                 seq: raw.seq.get(),
             };
-            if !geometry.holds_record(entry.block, entry.blocks) || entry.seq == 0 || entry.generation == 0 {
+            // The reader takes memory for so many blocks before it sees the record's own header.
+            let is_too_large = u64::from(entry.blocks) > RECORD_BLOCKS_MAX;
+            if is_too_large
+                || !geometry.holds_record(entry.block, entry.blocks)
+                || entry.seq == 0
+                || entry.generation == 0
+            {
                 return Err(corrupt(format!("impossible entry {entry:?}")));
             }
             entries.push(entry);
@@ -185,4 +191,29 @@ pub fn find_room(
         page_no = geometry.spill_page(page_no);
     }
     Err(Error::IndexFull { page_no: home_page })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry of an index that somebody else writes must not cost the reader a segment of memory.
+    #[test]
+    fn entry_of_more_than_a_record_is_refused() {
+        let geometry = Geometry::plan(64 << 30, Some(1 << 30), 128).unwrap();
+        let segment = (0..64).find(|segment| geometry.is_data_segment(*segment)).unwrap();
+        let block = segment * (1 << 30) / crate::layout::BLOCK_BYTES;
+        let decoded = |blocks: u64| {
+            let blocks = u32::try_from(blocks).unwrap();
+            assert!(geometry.holds_record(block, blocks), "the segment has room for it");
+            let entry = Entry { tag: 1, block, blocks, generation: 1, seq: 1 };
+            let mut page = Page::empty();
+            IndexPage { is_spilled: false, entries: vec![entry] }.encode(&mut page);
+            IndexPage::decode(&page, 7, &geometry)
+        };
+        assert_eq!(decoded(RECORD_BLOCKS_MAX).unwrap().entries.len(), 1);
+        assert!(
+            matches!(decoded(RECORD_BLOCKS_MAX + 1), Err(Error::Corrupt(text)) if text.contains("page 7"))
+        );
+    }
 }

@@ -36,6 +36,8 @@ pub const BLOCK_COUNT_MAX: u64 = 1 << 48;
 
 /// Most bytes of data in a record (a small segment lowers it).
 pub const DATA_BYTES_MAX: u64 = 32 << 20;
+/// Most blocks of a record: its header and the data.
+pub const RECORD_BLOCKS_MAX: u64 = DATA_BYTES_MAX / BLOCK_BYTES + 1;
 /// Most bytes of a path.
 pub const PATH_BYTES_MAX: usize = 1024;
 /// Most puts in one group commit.

@@ -393,3 +393,47 @@ fn other_programs_read_the_archive_and_ours_reads_theirs() {
     }
     place.ok("b", &["verify"]);
 }
+
+/// Somebody else's link under the name of the unfinished archive would have been written through.
+#[test]
+fn unfinished_archive_follows_no_link() {
+    let place = Place::new();
+    place.fill();
+    place.write("precious", b"precious");
+    symlink("precious", place.path("out.tar.part")).unwrap();
+    place.ok("a", &["export", "out.tar"]);
+    assert_eq!(fs::read(place.path("precious")).unwrap(), b"precious");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(place.path("out.tar")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "receipts are for who exported them");
+    place.ok("b", &["import", "out.tar"]);
+    assert_eq!(place.facts("a"), place.facts("b"));
+}
+
+/// Ids travel with their receipts, and cannot be made up.
+#[test]
+fn ids_come_from_an_export_only() {
+    let place = Place::new();
+    {
+        let device = receipt_store::RawDevice::open_writer(&place.path("a")).unwrap();
+        let mut writer =
+            receipt_store::Writer::open(device, &receipt_store::WriterOptions::default()).unwrap();
+        let path = receipt_store::ReceiptPath::new(".id/0000").unwrap();
+        writer.put(&receipt_store::Put::new(&path, b"{}")).unwrap();
+        writer.close().unwrap();
+    }
+    place.ok("a", &["export", "out"]);
+    place.ok("b", &["import", "out"]);
+    assert_eq!(place.ok("b", &["ls"]), ".id/0000\n");
+    place.write("tree/.id/1111", b"{}");
+    let made_up = Command::new("tar")
+        .args(["-cf", "tree.tar", "-C", "tree", "."])
+        .current_dir(place.dir.path())
+        .status();
+    assert!(made_up.unwrap().success());
+    for source in ["tree", "tree.tar"] {
+        assert!(place.fails("b", &["import", source], 2).contains("business ids"), "{source}");
+    }
+    assert!(place.fails("b", &["import", "tree/.id", "--prefix", ".id/"], 2).contains("business ids"));
+    assert_eq!(place.ok("b", &["ls"]), ".id/0000\n");
+}

@@ -4,9 +4,7 @@ use receipt_store::{Error, ReceiptPath, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
-#[cfg(feature = "archive")]
-use std::io::Read;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -88,7 +86,6 @@ pub fn place(root: &OwnedFd, from: &str, folder: &OwnedFd, path: &ReceiptPath) -
         .map_err(|errno| failed(path, errno))
 }
 
-#[cfg(feature = "archive")]
 /// Reads the regular file of `path` below `folder`, at most `limit_bytes` of it; nothing that is reached through a link.
 pub fn read(folder: &OwnedFd, path: &ReceiptPath, limit_bytes: u64) -> Result<Vec<u8>> {
     let (inner, name) = walk(folder, path, enter)?;

@@ -5,14 +5,15 @@ use super::lines::Lines;
 use super::progress::Progress;
 use super::queue::Queue;
 use super::sink::Sink;
-use super::{complain, file_error, say};
+use super::{below, complain, file_error, say};
 use receipt_store::layout::DATA_BYTES_MAX;
+use receipt_store::path::ID_PREFIX;
 use receipt_store::{CommitLimits, Error, OwnedChange, ReceiptPath, Result, Stored};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 #[cfg(feature = "archive")]
 /// Bytes of a group commit of what is fed: twice as much is in memory.
@@ -53,7 +54,7 @@ pub fn run(args: &Args) -> Result<u8> {
     let (Some(path), Some(file)) = (path, file) else {
         return Err(Error::Usage("put needs PATH and FILE".to_owned()));
     };
-    let path = ReceiptPath::new(path)?;
+    let path = receipt_path(ReceiptPath::new(path)?)?;
     let data = read_input(file)?;
     let mut writer = Sink::open(args)?;
     let changes = [options.put(path, data)];
@@ -171,33 +172,32 @@ fn commit_all(options: &Options<'_>, writer: &mut Sink, queue: &Queue) -> Result
 
 /// Reads the files of a folder or list into the queue; a bad one is named and the rest goes on.
 fn produce(options: &Options<'_>, source: &Path, prefix: &str, feed: &mut Feed<'_>) -> Result<()> {
-    let mut offer = |path: Result<ReceiptPath>, file: &Path| {
-        let item = path.and_then(|path| {
-            let data = read_input(file)?;
-            Ok(options.put(path, data))
-        });
-        feed.offer(item)
-    };
     if source.is_dir() {
-        walk(source, &mut |file| {
-            let relative = file.strip_prefix(source).unwrap_or(file);
-            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-            let path =
-                if is_file { name_of(prefix, relative.as_os_str().as_bytes()) } else { Err(no_file(file)) };
-            offer(path, file)
+        let root = below::open_folder(source)?;
+        walk(source, &mut |file, is_file| {
+            let relative = file.strip_prefix(source).unwrap_or(file).as_os_str().as_bytes();
+            feed.offer(if is_file {
+                name_of(prefix, relative).and_then(|path| {
+                    let file = ReceiptPath::from_bytes(relative)?;
+                    Ok(options.put(path, below::read(&root, &file, DATA_BYTES_MAX + 1)?))
+                })
+            } else {
+                Err(Error::Usage(format!("{}: only regular files are stored", file.display())))
+            })
         })?;
         return Ok(());
     }
     for line in Lines::open(source)? {
         let line = line?;
         let mut parts = line.splitn(2, |byte| *byte == b'\t');
-        let goes_on = match (parts.next(), parts.next()) {
-            (Some(path), Some(file)) => offer(name_of(prefix, path), Path::new(OsStr::from_bytes(file))),
+        let goes_on = feed.offer(match (parts.next(), parts.next()) {
+            (Some(path), Some(file)) => name_of(prefix, path)
+                .and_then(|path| Ok(options.put(path, read_input(Path::new(OsStr::from_bytes(file)))?))),
             _ => {
                 let line = String::from_utf8_lossy(&line);
-                offer(Err(Error::Usage(format!("line {line:?} is not PATH<TAB>FILE"))), Path::new(""))
+                Err(Error::Usage(format!("line {line:?} is not PATH<TAB>FILE")))
             }
-        };
+        });
         if !goes_on {
             break;
         }
@@ -205,27 +205,34 @@ fn produce(options: &Options<'_>, source: &Path, prefix: &str, feed: &mut Feed<'
     Ok(())
 }
 
-/// A pipe would be waited for, and a link to a folder can lead back to where it is.
-fn no_file(file: &Path) -> Error {
-    Error::Usage(format!("{}: neither a regular file nor a link to one", file.display()))
-}
-
 /// The path of a receipt of a batch.
 fn name_of(prefix: &str, path: &[u8]) -> Result<ReceiptPath> {
-    if prefix.is_empty() {
-        return ReceiptPath::from_bytes(path);
-    }
-    ReceiptPath::from_bytes(&[prefix.as_bytes(), path.strip_prefix(b"/").unwrap_or(path)].concat())
+    receipt_path(if prefix.is_empty() {
+        ReceiptPath::from_bytes(path)?
+    } else {
+        ReceiptPath::from_bytes(&[prefix.as_bytes(), path.strip_prefix(b"/").unwrap_or(path)].concat())?
+    })
 }
 
-/// Visits what is below `dir`, all but folders, in the order of names; `visit` returns false to stop.
-fn walk(dir: &Path, visit: &mut impl FnMut(&Path) -> bool) -> Result<bool> {
+/// A path for a receipt: what the gateway keeps below `.id/` says which receipt an id names, and nobody else may say that.
+pub fn receipt_path(path: ReceiptPath) -> Result<ReceiptPath> {
+    if path.as_str().starts_with(ID_PREFIX) {
+        let reason = "below `.id/`, where `receipt-gateway` keeps business ids";
+        return Err(Error::BadPath { path: path.to_string(), reason });
+    }
+    Ok(path)
+}
+
+/// Visits what is below `dir`, all but folders, in the order of names, and says of each whether it is a regular file; no link is followed.
+/// `visit` returns false to stop.
+fn walk(dir: &Path, visit: &mut impl FnMut(&Path, bool) -> bool) -> Result<bool> {
     let entries = std::fs::read_dir(dir).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    let mut paths: Vec<PathBuf> =
-        entries.map_err(|error| file_error(dir, error))?.iter().map(std::fs::DirEntry::path).collect();
-    paths.sort();
-    for path in paths {
-        let goes_on = if path.is_dir() && !path.is_symlink() { walk(&path, visit)? } else { visit(&path) };
+    let mut entries = entries.map_err(|error| file_error(dir, error))?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let kind = entry.file_type().map_err(|error| file_error(&path, error))?;
+        let goes_on = if kind.is_dir() { walk(&path, visit)? } else { visit(&path, kind.is_file()) };
         if !goes_on {
             return Ok(false);
         }

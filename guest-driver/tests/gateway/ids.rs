@@ -130,6 +130,13 @@ fn concurrent_puts_of_one_id_store_one_receipt() {
 #[test]
 fn records_of_ids_are_no_receipts() {
     let stand = Stand::new();
+    // One that somebody wrote by hand and that names another id.
+    let device = receipt_store::RawDevice::open_writer(&stand.disk()).unwrap();
+    let mut writer = receipt_store::Writer::open(device, &receipt_store::WriterOptions::default()).unwrap();
+    let forged = format!(".id/{}", blake3::hash(b"Y").to_hex());
+    let forged = receipt_store::ReceiptPath::new(&forged).unwrap();
+    writer.put(&receipt_store::Put::new(&forged, br#"{"id":"X","path":"one"}"#)).unwrap();
+    writer.close().unwrap();
     let issuer = stand.issuer(&[]);
     issuer.put("/receipts/one?id=X", b"1").expect(201);
     let record = format!(".id/{}", blake3::hash(b"X").to_hex());
@@ -143,11 +150,10 @@ fn records_of_ids_are_no_receipts() {
     assert_eq!(list["receipts"].as_array().unwrap().len(), 1);
     let feed = issuer.get("/paths?since=0").expect(200).json();
     assert_eq!(feed["changes"].as_array().unwrap().len(), 1);
-    // One that somebody wrote by hand and that names another id leads nowhere.
-    let forged = stand.path("forged");
-    std::fs::write(&forged, br#"{"id":"X","path":"one"}"#).unwrap();
-    let other = format!(".id/{}", blake3::hash(b"Y").to_hex());
-    assert!(stand.receipt(&["put", &other, forged.to_str().unwrap()]).status.success());
+    // The one that was forged leads nowhere, and no command forges another.
+    std::fs::write(stand.path("more"), b"{}").unwrap();
+    let more = stand.path("more").display().to_string();
+    assert_eq!(stand.receipt(&["put", &format!(".id/{}", "0".repeat(64)), &more]).status.code(), Some(2));
     for target in ["/paths/Y", "/?Y"] {
         assert_eq!(issuer.get(target).expect(500).code(), "corrupt");
     }

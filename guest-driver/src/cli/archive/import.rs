@@ -5,7 +5,7 @@ use super::tarball::{self, Content};
 use super::{FIRST_ENTRY, Item, LAST_ENTRY, Line, MANIFEST, RECEIPTS, UNFINISHED, parse_line};
 use crate::cli::args::{Args, Command};
 use crate::cli::lines::Lines;
-use crate::cli::put::{Feed, feed};
+use crate::cli::put::{Feed, feed, receipt_path};
 use crate::cli::{below, file_error};
 use receipt_store::layout::DATA_BYTES_MAX;
 use receipt_store::{Error, OwnedChange, ReceiptPath, Result, day};
@@ -35,7 +35,7 @@ impl Defaults {
             return Err(Error::BadPath { path, reason: "absolute" });
         }
         let name = name.strip_prefix(b"./").unwrap_or(name);
-        ReceiptPath::from_bytes(&[self.prefix.as_bytes(), name].concat())
+        receipt_path(ReceiptPath::from_bytes(&[self.prefix.as_bytes(), name].concat())?)
     }
 
     fn put(&self, name: &[u8], data: Vec<u8>, changed_at_seconds: u64) -> Result<OwnedChange> {

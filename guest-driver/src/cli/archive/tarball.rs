@@ -7,6 +7,7 @@ use receipt_store::{Error, Receipt, Result};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tar::{Archive, Builder, EntryType, Header};
@@ -31,7 +32,7 @@ impl TarTarget {
             let mut part = name.as_os_str().to_owned();
             part.push(".part");
             let part = PathBuf::from(part);
-            let file = File::create(&part).map_err(|error| file_error(&part, error))?;
+            let file = create_anew(&part).map_err(|error| file_error(&part, error))?;
             let out = file.try_clone().map_err(failed)?;
             (Some(part), Some(file), Box::new(out))
         };
@@ -73,6 +74,15 @@ impl TarTarget {
         let folder = self.name.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
+}
+
+/// A file of this user's own: what was there goes, and a link that somebody else has put there is not followed.
+fn create_anew(name: &Path) -> std::io::Result<File> {
+    match std::fs::remove_file(name) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::options().write(true).create_new(true).mode(0o600).open(name)
 }
 
 /// What an archive holds under a name.
