@@ -55,8 +55,8 @@ pub struct Front {
 /// Options of both.
 #[derive(Debug, clap::Args)]
 pub struct Server {
-    /// Listen here.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
+    /// Listen here; others reach this machine only by an address of its own, and nobody asks them who they are.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
     /// Block device or file; the default is the disk whose serial begins with `receiptdisk`.
     #[arg(long, value_name = "DEV")]

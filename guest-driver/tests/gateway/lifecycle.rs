@@ -209,6 +209,12 @@ fn wrong_options_are_one_line_and_exit_2() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
         assert!(!output.stderr.is_empty());
     }
+    for kind in ["issuer", "front"] {
+        let help =
+            Command::new(env!("CARGO_BIN_EXE_receipt-gateway")).args([kind, "--help"]).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        assert!(help.contains("[default: 127.0.0.1:8080]"), "nobody else unless told so: {help}");
+    }
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = Command::new(env!("CARGO_BIN_EXE_receipt-gateway"))
