@@ -10,7 +10,7 @@ use crate::log::seal_link;
 use crate::page::PageKind;
 use crate::page_store::PageStore;
 use crate::path::PathHash;
-use crate::policy::{Hold, Policy, Retention, decode_holds, encode_holds};
+use crate::policy::{Hold, Policy, Retention, decode_holds, encode_holds, retention_pages};
 use crate::record::{FLAG_WAS_LIVE, Header, Kind};
 use crate::retire::Retired;
 use crate::rules::Rule;
@@ -282,11 +282,22 @@ impl<D: Device> Pages<'_, D> {
         Retention::load(superblock, |page_no, kind| self.store.load(self.device, page_no, kind).cloned())
     }
 
+    /// Writes the pages of policy and holds once more, so that both slots show what no record may tell from now on.
+    fn show_retention_twice(&mut self) -> Result<()> {
+        for (page_no, kind) in retention_pages().filter(|_| Rule::RetireShowsTwice.holds()) {
+            if self.store.load(self.device, page_no, kind)?.version > 0 {
+                self.store.stage(self.device, page_no, kind)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The segment is free from here on; its entries were removed before.
     fn apply_retirement(&mut self, header: &Header) -> Result<()> {
         let Some(retired) = Retired::of(header, self.geometry()) else {
             return Err(Error::Corrupt(format!("Retire at block {}: out of bounds", header.block)));
         };
+        self.show_retention_twice()?;
         self.change_table(header.seq, &[(retired.segment, ())], |entry, (), _| {
             if entry.generation == retired.generation {
                 *entry = TableEntry { generation: retired.generation, ..TableEntry::default() };

@@ -239,6 +239,12 @@ pub fn encode_holds(holds: &[Hold], page_no: u64, page: &mut Page) -> bool {
     true
 }
 
+/// The pages of policy and holds with their kinds.
+pub fn retention_pages() -> impl Iterator<Item = (u64, PageKind)> {
+    let holds = (PAGE_HOLDS_FIRST..=PAGE_HOLDS_LAST).map(|page_no| (page_no, PageKind::Hold));
+    std::iter::once((PAGE_POLICY, PageKind::Policy)).chain(holds)
+}
+
 /// Policy and holds as they are now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {

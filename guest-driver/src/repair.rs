@@ -5,6 +5,8 @@
 //! "corrupt" until everything that it may have named is in its place, so no acknowledged receipt is "not found" on the way, also
 //! not after a crash: pages that are whole are written and flushed first, and a damaged one is replaced by one write.
 
+mod retention;
+
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::index::{Entry, IndexPage};
@@ -148,9 +150,16 @@ impl<D: Device> Writer<D> {
         let damaged = self.stage_table(plan)?;
         self.write_in_order(&damaged)?;
         self.mend_superblocks(plan)?;
+        self.check_lease()?;
+        let pages_left = self.mend_retention(plan)?;
         let end = self.tail.position();
         if left > 0 && self.head_replay != end {
             return Err(Error::Corrupt(format!("{left} receipts behind the head have no room in the index")));
+        }
+        if pages_left > 0 && self.head_replay != end {
+            return Err(Error::Corrupt(format!(
+                "{pages_left} pages of policy and holds are damaged, and what they showed is not in the log any more"
+            )));
         }
         if plan.is_lease_damaged {
             // crash here: the lease is open, as it was; the other slot holds it.

@@ -128,6 +128,12 @@ pub enum Rule {
     RetireHidesNothing,
     /// A check that finds records where the table says free reads the Retire records before it believes them.
     RetireIsRead,
+    /// Both slots show policy and holds before a segment is free that may have told of them.
+    RetireShowsTwice,
+    /// A check compares policy and holds with the log.
+    RetentionIsChecked,
+    /// A repair applies what the replay window says of policy, holds and erasures.
+    RepairAppliesWindow,
     /// What Retire records in a retired segment say is said again.
     RetireCarries,
 }

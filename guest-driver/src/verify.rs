@@ -8,6 +8,7 @@
 mod index;
 mod lists;
 mod plan;
+pub(crate) mod retention;
 mod spare;
 mod table;
 
@@ -150,6 +151,7 @@ fn check_device(
     check.check_superblocks()?;
     check.check_control()?;
     check.check_log()?;
+    check.check_retention()?;
     check.check_index()?;
     check.report_pending()?;
     check.check_live();
@@ -248,6 +250,7 @@ impl Check<'_> {
         });
         walk.seq = segment.first_seq - 1;
         walk.prev_hash = None;
+        self.plan.retired_seq = self.plan.retired_seq.max(walk.seq);
         Ok(())
     }
 
@@ -399,6 +402,7 @@ impl Check<'_> {
         let place = format!("block {}", header.block);
         let path = header.kind.has_path().then_some(header.meta.as_slice());
         self.totals.records += 1;
+        self.note_statement(header);
         if header.seq != walk.seq + 1 {
             self.plan.unknown_seq = header.seq - 1;
             walk.stretch.damaged_seq = header.seq - 1;

@@ -98,6 +98,21 @@ const ROWS: &[Row] = &[
         tests::what_was_removed_does_not_come_back_when_the_record_of_its_removal_expires,
     ),
     (
+        &[Rule::RetireShowsTwice],
+        "a damaged hold page whose record has gone",
+        tests::either_slot_tells_of_a_hold_whose_record_has_gone,
+    ),
+    (
+        &[Rule::RetentionIsChecked],
+        "damaged pages of policy and holds",
+        tests::damaged_slots_of_policy_and_holds_are_found_and_mended_from_the_log,
+    ),
+    (
+        &[Rule::RepairAppliesWindow],
+        "a hold in the replay window of a repair",
+        tests::a_repair_keeps_what_the_replay_window_says_of_holds,
+    ),
+    (
         &[Rule::RetireIsRead],
         "a repair of the segment table",
         tests::a_repair_of_the_segment_table_brings_nothing_back,

@@ -6,11 +6,13 @@ mod failing;
 mod growth;
 mod meanwhile;
 mod pacing;
+mod rot;
 
 pub(super) use crashes::*;
 pub(super) use expiry::*;
 pub(super) use meanwhile::*;
 pub(super) use pacing::*;
+pub(super) use rot::*;
 
 use super::{Fate, Sim, SimWriter};
 use crate::expire::{ExpireEvent, ExpireOptions, ExpireTotals, expire};

@@ -2,6 +2,7 @@
 
 use crate::index::Entry;
 use crate::path::PathHash;
+use crate::record::Header;
 use crate::table::TableEntry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +25,12 @@ pub struct Plan {
     pub(crate) table_pages: BTreeSet<u64>,
     /// Superblock pages that are damaged while the other one is right.
     pub(crate) superblock_pages: Vec<u64>,
+    /// Policy and Hold records, and what else in the replay window is about no path, in the order of the log.
+    pub(crate) statements: Vec<Header>,
+    /// Pages of policy and holds that do not say what the log says, or have a damaged slot.
+    pub(crate) retention_pages: BTreeSet<u64>,
+    /// The last sequence that went with a retired segment, 0 = none.
+    pub(crate) retired_seq: u64,
     /// The lease has a damaged slot.
     pub(crate) is_lease_damaged: bool,
     /// The head has a damaged slot.
@@ -33,4 +40,11 @@ pub struct Plan {
     pub(crate) unknown_seq: u64,
     /// The newest sequence that index and segment table know.
     pub(crate) newest_seq: u64,
+}
+
+impl Plan {
+    /// Of what is not newer than this sequence the log may not tell everything any more.
+    pub(crate) fn gone_seq(&self) -> u64 {
+        self.retired_seq.max(self.unknown_seq)
+    }
 }
