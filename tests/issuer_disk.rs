@@ -71,6 +71,9 @@ fn the_issuer_opens_the_store_again_when_the_disk_works_again() {
         assert_eq!(issuer.put("before").expect(200).json()["new"], false);
     }
     assert_eq!(issuer.gateway.log().matches("open for writing again").count(), 2, "{}", issuer.gateway.log());
+    // A disk that grows later is still noticed.
+    issuer.disk.grow(2 * DISK_BYTES);
+    until("the store to grow", || issuer.gateway.log().contains(" more\n").then_some(()));
     let metrics = issuer.send("GET", "/metrics", b"").text();
     assert!(metrics.contains("\nreceipt_gateway_reopened_total 2\n"), "{metrics}");
     issuer.gateway.proc().signal(rustix::process::Signal::TERM);

@@ -327,7 +327,9 @@ impl<D: Device> Reader<D> {
         } else {
             Cursor::at(replay, 0)
         };
-        Ok(Follower { cursor, from_seq, retirements: 0 })
+        // Where the place was retired, it begins behind what has gone.
+        let retirements = u64::from(cursor.seq + 1 > from_seq.max(1));
+        Ok(Follower { cursor, from_seq, retirements })
     }
 
     /// Calls `visit` with every change that was acknowledged since the last call, in order: one device read of lease and head, and
@@ -360,8 +362,9 @@ impl<D: Device> Reader<D> {
                 follower.retirements += 1;
                 continue;
             };
-            follower.retirements += u64::from(header.kind == Kind::Retire);
-            if header.changes_index() && header.seq >= follower.from_seq {
+            let is_new = header.seq >= follower.from_seq;
+            follower.retirements += u64::from(header.kind == Kind::Retire && is_new);
+            if header.changes_index() && is_new {
                 let is_removal = header.kind != Kind::Put;
                 let path = ReceiptPath::from_bytes(&header.meta)?;
                 visit(Event { stat: Stat { path, header }, is_removal })?;

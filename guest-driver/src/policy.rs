@@ -8,6 +8,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{PAGE_HOLDS_FIRST, PAGE_HOLDS_LAST, PAGE_POLICY, PATH_BYTES_MAX, SLOT_BODY_BYTES};
 use crate::page::{Page, PageId, PageKind, read_page};
+use crate::path::ID_PREFIX;
 use crate::rules::Rule;
 use crate::superblock::Superblock;
 use zerocopy::little_endian::{U16, U32};
@@ -254,6 +255,11 @@ pub struct Retention {
     pub holds: Vec<(u64, Hold)>,
 }
 
+/// Whether a path is the record of an id. Such a one outlives every term: if it went before its receipt, another receipt could get the id.
+fn is_id(path: &[u8]) -> bool {
+    path.starts_with(ID_PREFIX.as_bytes())
+}
+
 impl Retention {
     /// Reads policy and holds: 13 device reads, none where the store has never had any.
     ///
@@ -303,6 +309,9 @@ impl Retention {
     pub fn check_removal(&self, path: &[u8], class: u8, issued_day: u32, clock_day: u32) -> Result<()> {
         let today = self.policy.today(clock_day);
         let name = || String::from_utf8_lossy(path).into_owned();
+        if is_id(path) {
+            return Err(Error::Refused(format!("{}: an id names its receipt for ever", name())));
+        }
         if let Some(hold) = self.hold_on(path, today)
             && Rule::HoldKeeps.holds()
         {
@@ -334,6 +343,9 @@ impl Retention {
     /// Whether the term of a receipt is over and nothing holds it.
     #[must_use]
     pub fn is_expired(&self, path: &[u8], class: u8, issued_day: u32, today: u32) -> bool {
+        if is_id(path) {
+            return false;
+        }
         let is_over = match self.policy.kept(class, issued_day) {
             Kept::Until(until) => today > until || !Rule::TermKeeps.holds(),
             Kept::NoTerm | Kept::Forever => false,

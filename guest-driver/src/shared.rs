@@ -226,6 +226,11 @@ impl<D: Device> SharedWriter<D> {
         lock(&self.failure).is_some()
     }
 
+    /// Whether it was closed: nothing is stored through it any more.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.state).is_stopped
+    }
+
     /// Whether [`SharedWriter::reopen`] may help: it was the device that failed.
     pub fn may_reopen(&self) -> bool {
         lock(&self.failure).as_ref().is_some_and(may_pass)

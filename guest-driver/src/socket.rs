@@ -188,8 +188,9 @@ fn grow_with_device(server: &Server) {
             }
             Ok(())
         });
-        if grown.is_err() {
-            return; // the writer has stopped: whoever changes something next is told why
+        // A writer that has stopped may be opened again: whoever changes something meanwhile is told why it has.
+        if grown.is_err() && server.shared.is_closed() {
+            return;
         }
     }
 }

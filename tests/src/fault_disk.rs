@@ -151,6 +151,14 @@ impl FaultDisk {
         self.content().faults.clear();
     }
 
+    /// Makes it larger, with zeroes.
+    pub fn grow(&self, bytes: usize) {
+        let mut content = self.content();
+        assert!(bytes > content.now.len(), "a larger disk");
+        content.now.resize(bytes, 0);
+        content.durable.resize(bytes, 0);
+    }
+
     /// Syncs that have succeeded.
     pub fn syncs(&self) -> u64 {
         self.content().syncs

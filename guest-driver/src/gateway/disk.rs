@@ -1,7 +1,7 @@
 //! This machine's view of the disk, for tasks of the reactor: reads block, so they run on threads of their own, a few at a time.
 
 use super::answer::{Fault, Reply, bare_reply};
-use super::limits::READS;
+use super::limits::{LOOKS, READS, ROOM_TIME};
 use bytes::Bytes;
 use hyper::StatusCode;
 use receipt_store::{RawDevice, Reader, Receipt, Result};
@@ -14,6 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub struct Disk {
     reader: Reader<RawDevice>,
     reads: Arc<Semaphore>,
+    /// Images that are being read or wait for memory.
+    images: Arc<Semaphore>,
+    /// Looks at the state of the store, which must not wait behind images.
+    looks: Arc<Semaphore>,
 }
 
 /// Memory for bodies on their way, in KiB.
@@ -49,7 +53,8 @@ impl Disk {
     /// Opens the device for reading.
     pub fn open(path: &Path) -> Result<Self> {
         let reader = Reader::new(RawDevice::open_reader(path)?, &path.display().to_string());
-        Ok(Self { reader, reads: Arc::new(Semaphore::new(READS)) })
+        let places = |count| Arc::new(Semaphore::new(count));
+        Ok(Self { reader, reads: places(READS), images: places(READS), looks: places(LOOKS) })
     }
 
     /// Does `work` on a thread that may block. The permit goes with it: a read that never ends counts for ever.
@@ -57,35 +62,54 @@ impl Disk {
         self: &Arc<Self>,
         work: impl FnOnce(&Reader<RawDevice>) -> Result<T> + Send + 'static,
     ) -> Outcome<T> {
-        let (done, permit) = self.run_holding(work).await?;
-        drop(permit);
-        Ok(done)
+        self.run_with(&self.reads, work).await
     }
 
-    /// As [`Disk::run`]; the permit comes back with the answer.
-    async fn run_holding<T: Send + 'static>(
+    /// As [`Disk::run`], for a look at the state of the store.
+    pub async fn look<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Reader<RawDevice>) -> Result<T> + Send + 'static,
-    ) -> Outcome<(T, OwnedSemaphorePermit)> {
-        let permit = self.reads.clone().acquire_owned().await.map_err(|_| stopping())?;
+    ) -> Outcome<T> {
+        self.run_with(&self.looks, work).await
+    }
+
+    async fn run_with<T: Send + 'static>(
+        self: &Arc<Self>,
+        places: &Arc<Semaphore>,
+        work: impl FnOnce(&Reader<RawDevice>) -> Result<T> + Send + 'static,
+    ) -> Outcome<T> {
+        let permit = places.clone().acquire_owned().await.map_err(|_| stopping())?;
         let disk = self.clone();
-        let task = tokio::task::spawn_blocking(move || work(&disk.reader).map(|done| (done, permit)));
+        let task = tokio::task::spawn_blocking(move || {
+            let done = work(&disk.reader);
+            drop(permit);
+            done
+        });
         let answer = task.await.map_err(|error| internal(&error))?;
         Ok(answer?)
     }
 
-    /// Reads a receipt; its memory counts until the last byte of it has gone.
+    /// Reads a receipt; its memory counts until the last byte of it has gone. Clients that take their images slowly keep others waiting for memory,
+    /// but not for long, and not for reads.
     pub async fn receipt(
         self: &Arc<Self>,
         memory: &Memory,
         get: impl FnOnce(&Reader<RawDevice>) -> Result<Receipt> + Send + 'static,
     ) -> Outcome<Image> {
-        let (receipt, permit) = self.run_holding(get).await?;
-        let room = memory.take(receipt.data().len() as u64).await?;
-        drop(permit); // only now: what was read and has no room yet is bounded by the reads at a time
+        // Held until there is room: what was read and has none yet is bounded.
+        let place = soon(self.images.clone().acquire_owned()).await?.map_err(|_| stopping())?;
+        let receipt = self.run(get).await?;
+        let room = soon(memory.take(receipt.data().len() as u64)).await??;
+        drop(place);
         let stat = receipt.stat();
         Ok(Image { stat, data: Bytes::from_owner(Held { receipt, _room: room }) })
     }
+}
+
+/// What has to come soon, or the request is refused.
+async fn soon<T>(wait: impl Future<Output = T>) -> Outcome<T> {
+    let busy = |_| Fault::unavailable("busy", "too many images are on their way to slow clients");
+    tokio::time::timeout(ROOM_TIME, wait).await.map_err(busy)
 }
 
 /// A receipt in memory.

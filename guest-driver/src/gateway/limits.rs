@@ -6,6 +6,10 @@ use std::time::Duration;
 pub const BLOCKING_THREADS: usize = 24;
 /// Disk reads at a time.
 pub const READS: usize = 16;
+/// Looks at the state of the store at a time.
+pub const LOOKS: usize = 2;
+/// How long an image waits for memory.
+pub const ROOM_TIME: Duration = Duration::from_secs(2);
 /// Stack of each thread.
 pub const THREAD_STACK_BYTES: usize = 1 << 20;
 /// Bytes of the request line and all headers.

@@ -4,6 +4,7 @@ mod crashes;
 mod expiry;
 mod failing;
 mod growth;
+mod ids;
 mod meanwhile;
 mod pacing;
 mod rot;

@@ -32,15 +32,48 @@ fn changes_come_once_in_order_and_in_pages() {
     expected.push("n/3".to_owned());
     assert_eq!(seen, expected);
     assert_eq!(pages, 3);
-    // Nothing new, from the end and from beyond it.
-    for from in [since, since + 1000] {
-        assert!(paths(&issuer.get(&format!("/paths?since={from}")).expect(200).json()).is_empty());
+    // Nothing new at the end; whoever knows more than there is looks at another store, or at an older copy.
+    let end = issuer.get(&format!("/paths?since={since}")).expect(200).json();
+    assert!(paths(&end).is_empty());
+    assert_eq!((&end["gap"], &end["store"]), (&false.into(), &issuer.get("/health").json()["store"]));
+    for beyond in [since + 1, since + 1000] {
+        let answer = issuer.get(&format!("/paths?since={beyond}"));
+        assert_eq!(answer.expect(410).code(), "beyond_the_end");
     }
     let last = issuer.get(&format!("/paths?since={}", since - 1)).expect(200).json();
     assert_eq!(last["changes"][0]["removed"], true);
     // A client that has fallen behind resumes anywhere, also in the middle of a page that others have read.
     let middle = issuer.get("/paths?since=7&limit=1").expect(200).json();
     assert!(middle["changes"][0]["seq"].as_u64().unwrap() > 7);
+}
+
+#[test]
+fn what_expired_with_its_segment_is_a_gap() {
+    let stand = Stand::new();
+    let issuer = stand.issuer(&[]);
+    let run = |args: &[&str]| {
+        let output = stand.receipt(args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+    };
+    run(&["policy", "set", "1", "1"]);
+    let file = stand.path("file");
+    std::fs::write(&file, vec![7; 900_000]).unwrap();
+    for number in 0..4 {
+        let path = format!("old/{number}");
+        run(&["put", &path, file.to_str().unwrap(), "--class", "1", "--issued", "2001-02-03"]);
+    }
+    issuer.put("/receipts/new", b"x").expect(201);
+    let page = issuer.get("/paths?since=0").expect(200).json();
+    assert_eq!((paths(&page).len(), &page["gap"]), (5, &false.into()));
+    let since = page["next"].as_u64().unwrap();
+    run(&["expire"]);
+    for from in [0, 1, since] {
+        let page = issuer.get(&format!("/paths?since={from}")).expect(200).json();
+        assert_eq!(page["gap"], true, "{from}: {page}");
+        assert!(!paths(&page).contains(&"old/0".to_owned()), "{page}");
+        let next = page["next"].as_u64().unwrap();
+        assert_eq!(issuer.get(&format!("/paths?since={next}")).expect(200).json()["gap"], false);
+    }
 }
 
 #[test]

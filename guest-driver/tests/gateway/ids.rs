@@ -78,6 +78,9 @@ fn an_id_has_one_path_and_a_refused_put_leaves_nothing() {
     }
     let both = issuer.send("PUT", "/receipts/three?id=Z", &[("receipt-id", "Z")], b"3");
     assert_eq!(both.expect(400).code(), "bad_request");
+    let twice = [("receipt-id", "Z"), ("receipt-id", "A")];
+    assert_eq!(issuer.send("PUT", "/receipts/three", &twice, b"3").expect(400).code(), "bad_request");
+    front.get("/receipts/three").expect(404);
     // A path that was removed takes its ids along.
     assert!(stand.receipt(&["rm", "one"]).status.success());
     front.get("/receipts?id=X").expect(404);

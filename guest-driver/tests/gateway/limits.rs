@@ -179,3 +179,26 @@ fn bodies_share_a_bounded_memory() {
     slow.answer(false).expect(408);
     issuer.put("/receipts/later", &image(2 << 20, 1)).expect(201);
 }
+
+#[test]
+fn clients_that_take_large_images_slowly_hold_up_nobody_else() {
+    const SLOW: usize = 24; // more than reads at a time
+    let stand = Stand::with(512 << 20, 32 << 20);
+    let issuer = stand.issuer(&[]);
+    let front = stand.front(&issuer, &["--body-memory-mib", "33"]);
+    issuer.put("/receipts/large", &vec![7; 20 << 20]).expect(201);
+    issuer.put("/receipts/small", b"small").expect(201);
+    let mut slow: Vec<_> = (0..SLOW).map(|_| front.client()).collect();
+    for client in &mut slow {
+        client.write(b"GET /receipts/large HTTP/1.1\r\nhost: t\r\n\r\n").unwrap();
+    }
+    until("them to be waited for", || (front.metric("requests_running") >= SLOW as f64).then_some(()));
+    front.get("/health").expect(200);
+    // The one that has the memory is not over yet.
+    assert!(front.metric("connections") >= SLOW as f64);
+    assert_eq!(front.get("/receipts/large").expect(503).code(), "busy");
+    until("those without memory to be refused", || (front.metric("requests_running") <= 2.0).then_some(()));
+    assert_eq!(front.get("/receipts/small").expect(200).body, b"small");
+    drop(slow);
+    until("the memory to be free", || (front.get("/receipts/large").status == 200).then_some(()));
+}

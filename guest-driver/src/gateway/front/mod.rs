@@ -134,7 +134,7 @@ impl Front {
             let superblock = reader.superblock()?;
             Ok::<_, Error>((Control::read(reader.device(), &superblock)?, superblock))
         };
-        let (control, superblock) = self.disk.run(read).await.map_err(|fault| {
+        let (control, superblock) = self.disk.look(read).await.map_err(|fault| {
             let code = if fault.code == "no_store" { "no_store" } else { "device" };
             Fault::unavailable(code, fault.message)
         })?;

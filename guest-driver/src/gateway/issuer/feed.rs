@@ -9,6 +9,7 @@ use crate::server::{Asked, only_get};
 use crate::target::Query;
 use hyper::StatusCode;
 use receipt_store::chain::{Event, Follower};
+use receipt_store::control::Control;
 use receipt_store::{Error, RawDevice, Reader, Result, hex};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -30,6 +31,10 @@ pub struct Feed {
 struct Page {
     changes: Vec<Value>,
     next_seq: u64,
+    /// The last sequence that there is.
+    published_seq: u64,
+    /// Segments were retired: receipts have gone without a change of their own.
+    has_gap: bool,
     /// The log goes on: nothing to wait for.
     is_cut: bool,
 }
@@ -53,12 +58,20 @@ impl Issuer {
         let deadline =
             Instant::now() + wait.min(self.request_time.saturating_sub(Duration::from_millis(500)));
         let (mut commits, mut stopped) = (self.feed.commits.clone(), self.feed.stopped.clone());
-        let mut place = None;
+        let (mut place, mut has_gap) = (None, false);
         let page = loop {
             commits.borrow_and_update();
             let page = self.read_changes(place.unwrap_or(from_seq), limit).await?;
+            if from_seq > page.published_seq + 1 {
+                let message = format!(
+                    "the log ends at sequence {}: this is another store, or an older copy of it; list it anew",
+                    page.published_seq
+                );
+                return Err(Fault::new(StatusCode::GONE, "beyond_the_end", message));
+            }
+            has_gap |= page.has_gap;
             let is_over = Instant::now() >= deadline || *stopped.borrow();
-            if !page.changes.is_empty() || page.is_cut || is_over {
+            if !page.changes.is_empty() || page.is_cut || is_over || has_gap {
                 break page;
             }
             place = Some(page.next_seq);
@@ -73,7 +86,9 @@ impl Issuer {
                 _ = stopped.changed() => {}
             }
         };
-        let body = json!({ "changes": page.changes, "next": page.next_seq - 1, "more": page.is_cut });
+        let body = json!({
+            "store": self.store, "changes": page.changes, "next": page.next_seq - 1, "more": page.is_cut, "gap": has_gap,
+        });
         Ok(json_reply(StatusCode::OK, &body))
     }
 
@@ -94,8 +109,12 @@ fn read(
         let at = places.iter().position(|place| place.next_seq() == from_seq);
         at.and_then(|at| places.remove(at))
     };
+    let is_known = known.is_some();
     let mut follower = known.map_or_else(|| reader.follow(Some(from_seq)), Ok)?;
-    let mut page = Page { changes: Vec::new(), next_seq: from_seq, is_cut: false };
+    // A place that is taken up again has told its gaps; a new one may begin behind what was retired.
+    let retirements = if is_known { follower.retirements() } else { 0 };
+    let mut page =
+        Page { changes: Vec::new(), next_seq: from_seq, published_seq: 0, has_gap: false, is_cut: false };
     let mut records = 0;
     let polled = reader.poll(&mut follower, |event| {
         if page.changes.len() == limit || records == FEED_RECORDS {
@@ -113,6 +132,8 @@ fn read(
         done => done?,
     }
     page.next_seq = follower.next_seq();
+    page.has_gap = follower.retirements() > retirements;
+    page.published_seq = Control::read(reader.device(), &*reader.superblock()?)?.head.published_seq;
     let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
     places.push_back(follower);
     if places.len() > FEED_PLACES {

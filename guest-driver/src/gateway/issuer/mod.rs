@@ -128,7 +128,7 @@ impl Issuer {
         only_get(asked)?;
         let control = self
             .disk
-            .run(|reader| Control::read(reader.device(), &*reader.superblock()?))
+            .look(|reader| Control::read(reader.device(), &*reader.superblock()?))
             .await
             .map_err(|fault| Fault::unavailable("device", fault.message))?;
         let lease_epoch = control.lease.as_ref().map_or(0, |lease| lease.epoch);

@@ -131,7 +131,12 @@ fn is_json(value: &HeaderValue) -> bool {
 
 /// The id of a request, from its query or its header (percent-encoded in both).
 fn id_of(asked: &Asked, query: &Query) -> Result<Option<Id>, Fault> {
-    let header = asked.headers.get(ID_HEADER).map(|value| {
+    let mut headers = asked.headers.get_all(ID_HEADER).iter();
+    let (first, second) = (headers.next(), headers.next());
+    if second.is_some() {
+        return Err(Fault::bad(format!("two ids: the header {ID_HEADER} stands twice")));
+    }
+    let header = first.map(|value| {
         let text = value.to_str().ok().and_then(crate::target::decode);
         text.ok_or_else(|| Fault::bad(format!("the header {ID_HEADER} is not percent-encoded UTF-8")))
     });
