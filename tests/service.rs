@@ -57,9 +57,12 @@ StandardOutput=null
 const DEFAULT_TARGET: &str = "[Unit]\nWants=console.service basic.target\nAfter=basic.target\n";
 
 fn root(scratch: &Scratch) -> PathBuf {
-    let [systemd, systemctl] = ["/lib/systemd/systemd", "/usr/bin/systemctl"].map(Path::new);
     let backend = backend_binary();
-    let mut files = with_libraries(&[systemd, systemctl, &backend]);
+    let systemd =
+        ["/lib/systemd/systemd", "/lib/systemd/systemd-executor", "/usr/bin/systemctl"].map(Path::new);
+    // The second came with systemd 255.
+    let programs: Vec<&Path> = systemd.into_iter().filter(|file| file.exists()).chain([&*backend]).collect();
+    let mut files = with_libraries(&programs);
     files.retain(|file| *file != backend);
     for unit in ["basic", "sysinit", "sockets", "shutdown", "multi-user"] {
         files.push(format!("/lib/systemd/system/{unit}.target").into());

@@ -1,6 +1,7 @@
 //! A file system for a guest, made of files of the host.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -33,8 +34,13 @@ impl GuestRoot {
     /// With these files at the places that they have on the host.
     pub fn of(scratch: &Scratch, files: &[PathBuf]) -> Self {
         let mut root = Self { root: scratch.join("root"), bytes: FREE_BYTES };
-        for folder in ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "var/lib"] {
+        for folder in ["dev", "etc", "proc", "run", "sys", "tmp", "var/lib"] {
             fs::create_dir_all(root.root.join(folder)).unwrap();
+        }
+        // As distributions have it by now, whichever of both a program or library is looked for in.
+        for folder in ["bin", "sbin", "lib", "lib64"] {
+            fs::create_dir_all(root.root.join("usr").join(folder)).unwrap();
+            symlink(Path::new("usr").join(folder), root.root.join(folder)).unwrap();
         }
         for file in files {
             root.add(file, file);

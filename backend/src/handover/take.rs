@@ -185,23 +185,27 @@ fn restore(
     if given.guests.len() != guests.len() || given.guests.iter().map(|g| g.fds).sum::<usize>() != fds.len() {
         return Err(refused("guests or descriptors are missing".into()));
     }
-    let mut fronts = Vec::new();
+    let (mut fronts, mut spoiled) = (Vec::new(), Vec::new());
     for (GivenGuest { session, fds: count }, guest) in given.guests.into_iter().zip(guests) {
         let own: Vec<OwnedFd> = fds.drain(..count).collect();
         let restored = session.map(|state| {
             Session::restore(shared, guest.worker, guest.offer, GivenSession { state, fds: own })
         });
-        let front = match restored.transpose() {
+        fronts.push(match restored.transpose() {
             Ok(front) => front.map(|(stream, session)| Front { stream, session }),
-            // It may come again. The others do not have to stay with the old process for it.
             Err(error) if error.is_the_front_ends() => {
-                log::warn!("guest={} event=connection-dropped error=\"{error}\"", guest.name);
+                spoiled.push(format!("guest={} event=connection-dropped error=\"{error}\"", guest.name));
                 None
             }
             Err(error) => return Err(refused(format!("guest {}: {error}", guest.name))),
-        };
-        fronts.push(front);
+        });
     }
+    // Those who may come again need not keep the others with the old process. But if there are no others, the fault may well
+    // be this process's.
+    if !spoiled.is_empty() && fronts.iter().all(Option::is_none) {
+        return Err(refused(spoiled.join("; ")));
+    }
+    spoiled.iter().for_each(|line| log::warn!("{line}"));
     Ok(fronts)
 }
 
