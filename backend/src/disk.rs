@@ -24,7 +24,6 @@ use crate::limits::{MAX_DIRTY_RANGES, ZERO_PIECE_BYTES};
 use crate::order::ByteRange;
 use crate::record::{Change, Recorder};
 use crate::transfer::{AlignedBuffer, BUFFER_ALIGNMENT_BYTES};
-use crate::turn::{Turn, Turns};
 
 /// See the module.
 #[derive(Debug)]
@@ -32,22 +31,13 @@ pub struct Disk {
     image: Image,
     unmap: bool,
     poisoned: AtomicBool,
-    /// Who syncs.
-    turns: Turns,
+    /// Held through each sync.
+    syncing: Mutex<()>,
     completed_sequence: AtomicU64,
     synced_sequence: AtomicU64,
     dirty: Option<Mutex<DirtyMap>>,
     recorder: Option<Mutex<Recorder>>,
     syncs: AtomicU64,
-}
-
-/// A sync that runs, and what it covers. Others wait for its end.
-#[derive(Debug)]
-#[must_use]
-pub struct SyncUnderWay {
-    turn: Turn,
-    covered: u64,
-    recorded: u64,
 }
 
 impl Disk {
@@ -62,7 +52,7 @@ impl Disk {
             image,
             unmap,
             poisoned: AtomicBool::new(false),
-            turns: Turns::default(),
+            syncing: Mutex::new(()),
             completed_sequence: AtomicU64::new(0),
             synced_sequence: AtomicU64::new(0),
             dirty: track_dirty.then(|| Mutex::new(DirtyMap::new(MAX_DIRTY_RANGES))),
@@ -186,72 +176,18 @@ impl Disk {
     /// # Errors
     /// The first failure poisons the disk; every later call fails at once.
     pub fn sync(&self) -> io::Result<()> {
-        self.sync_in(self.wait_for_turn())
+        self.sync_by(|file| Ok(rustix::fs::fdatasync(file)?))
     }
 
-    /// Waits until no other sync runs. Blocks; who has the turn ends with [`Disk::sync_in`] or [`Disk::give_back`].
-    pub fn wait_for_turn(&self) -> Turn {
-        self.turns.wait()
-    }
-
-    /// Lets others sync.
-    pub fn give_back(&self, turn: Turn) {
-        self.turns.give_back(turn);
-    }
-
-    /// [`Disk::sync`] by who has the turn.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn sync_in(&self, turn: Turn) -> io::Result<()> {
-        self.sync_by(turn, |file| Ok(rustix::fs::fdatasync(file)?))
-    }
-
-    /// [`Disk::sync_in`] with the call that makes the file durable, so that a test can do something meanwhile.
-    fn sync_by(&self, turn: Turn, make_durable: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    /// [`Disk::sync`] with the call that makes the file durable, so that a test can do something meanwhile.
+    fn sync_by(&self, make_durable: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_poisoned() {
-            self.give_back(turn);
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let sync = self.start_sync(turn);
-        let made_durable = make_durable(self.file(true));
-        self.end_sync(sync, made_durable)
-    }
-
-    /// Begins a sync that somebody else carries out, unless another runs or waits, or none may run. An `fdatasync` of
-    /// [`Disk::file`] for writers must start after this, and its outcome must come to [`Disk::end_sync`].
-    pub fn try_start_sync(&self) -> Option<SyncUnderWay> {
-        let turn = self.turns.try_take()?;
-        if self.is_poisoned() {
-            self.give_back(turn);
-            return None;
-        }
-        Some(self.start_sync(turn))
-    }
-
-    fn start_sync(&self, turn: Turn) -> SyncUnderWay {
         let (covered, recorded) = self.covered_by_a_sync();
-        SyncUnderWay { turn, covered, recorded }
-    }
-
-    /// Gives up a sync that was never carried out: nothing is known.
-    pub fn forget_sync(&self, sync: SyncUnderWay) {
-        self.give_back(sync.turn);
-    }
-
-    /// Notes the outcome of a sync.
-    ///
-    /// # Errors
-    /// That of `made_durable`, which poisons the disk, and what else speaks against it.
-    pub fn end_sync(&self, sync: SyncUnderWay, made_durable: io::Result<()>) -> io::Result<()> {
-        let SyncUnderWay { turn, covered, recorded } = sync;
-        let noted = self.note_sync(covered, recorded, made_durable);
-        self.give_back(turn);
-        noted
-    }
-
-    fn note_sync(&self, covered: u64, recorded: u64, made_durable: io::Result<()>) -> io::Result<()> {
-        if let Err(error) = made_durable.and_then(|()| self.image.check_whole()) {
+        let synced = make_durable(self.file(true)).and_then(|()| self.image.check_whole());
+        if let Err(error) = synced {
             self.set_poisoned(true);
             log::error!(
                 "event=poisoned image={} error=\"{error}\" writes and flushes are refused from now on",

@@ -25,7 +25,7 @@ fn sync_claims_no_write_that_completes_while_it_runs() {
         let disk = disk(&folder, track_dirty, None);
         let before = disk.note_completed_write(block(0));
         let mut meanwhile = 0;
-        let sync = disk.sync_by(disk.wait_for_turn(), |_| {
+        let sync = disk.sync_by(|_| {
             meanwhile = disk.note_completed_write(block(1));
             Ok(())
         });
@@ -49,7 +49,7 @@ fn log_puts_a_write_that_completes_during_a_sync_behind_it() {
     let len_bytes = || std::fs::metadata(&log).unwrap().len();
     let at_start = len_bytes();
     disk.note_completed_write(block(0));
-    let sync = disk.sync_by(disk.wait_for_turn(), |_| {
+    let sync = disk.sync_by(|_| {
         disk.note_completed_write(block(1));
         Ok(())
     });
@@ -65,10 +65,10 @@ fn failed_sync_claims_nothing_and_is_not_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let disk = disk(&folder, true, None);
     let written = disk.note_completed_write(block(0));
-    let failed = disk.sync_by(disk.wait_for_turn(), |_| Err(io::Error::from_raw_os_error(libc::EIO)));
+    let failed = disk.sync_by(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
     assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
     assert!(disk.is_poisoned() && !disk.is_synced(written));
-    disk.sync_by(disk.wait_for_turn(), |_| unreachable!("a failed sync is not tried again")).unwrap_err();
+    disk.sync_by(|_| unreachable!("a failed sync is not tried again")).unwrap_err();
     assert_eq!(disk.unsynced_sequence(block(0)), Some(written));
 }
 
@@ -79,38 +79,17 @@ fn syncs_run_one_at_a_time_and_none_outlives_a_failed_one() {
     let disk = disk(&folder, false, None);
     let written = disk.note_completed_write(block(0));
     std::thread::scope(|scope| {
-        let failed = disk.sync_by(disk.wait_for_turn(), |_| {
-            let second = scope.spawn(|| {
-                disk.sync_by(disk.wait_for_turn(), |_| {
-                    unreachable!("it began beside another, or after it failed")
-                })
-            });
-            assert!(disk.try_start_sync().is_none(), "a second sync could begin");
+        let failed = disk.sync_by(|_| {
+            let second =
+                scope.spawn(|| disk.sync_by(|_| unreachable!("it began beside another, or after it failed")));
+            let asked = || disk.syncing.try_lock().is_err();
+            assert!(asked(), "a second sync could begin");
             drop(second);
             Err(io::Error::from_raw_os_error(libc::EIO))
         });
         failed.unwrap_err();
     });
     assert!(!disk.is_synced(written));
-}
-
-#[test]
-fn sync_that_somebody_else_carries_out_covers_what_was_complete_at_its_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let disk = disk(&folder, false, None);
-    let before = disk.note_completed_write(block(0));
-    let sync = disk.try_start_sync().unwrap();
-    let meanwhile = disk.note_completed_write(block(1));
-    assert!(disk.try_start_sync().is_none(), "a second sync could begin");
-    disk.end_sync(sync, Ok(())).unwrap();
-    assert_eq!((disk.is_synced(before), disk.is_synced(meanwhile)), (true, false));
-    // One that never was says nothing, and lets the next one begin.
-    disk.forget_sync(disk.try_start_sync().unwrap());
-    assert!(!disk.is_synced(meanwhile));
-    let failed = disk.end_sync(disk.try_start_sync().unwrap(), Err(io::Error::from_raw_os_error(libc::EIO)));
-    assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EIO));
-    assert!(disk.is_poisoned() && !disk.is_synced(meanwhile) && disk.try_start_sync().is_none());
-    disk.sync().unwrap_err();
 }
 
 #[test]

@@ -10,12 +10,11 @@ use crate::transfer::Transfer;
 
 /// How an operation goes on.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each ordinary request")]
 pub enum Start {
     /// It is over: the status, and the data bytes written to guest memory.
     Finished(Status, u32),
-    /// It makes durable what has completed, and needs no range.
-    Flush,
+    /// It needs no range: straight to the slow operations.
+    Slow(SlowOp),
     /// It runs once all `ranges` are admitted.
     Ordered {
         /// The ranges it touches, none empty.
@@ -134,7 +133,7 @@ pub fn start(operation: Operation, context: Context<'_>) -> Start {
     match operation {
         Operation::GetId { segments } => Start::Finished(Status::Ok, answer_id(serial, &segments)),
         Operation::Flush if disk.is_poisoned() => refused(),
-        Operation::Flush => Start::Flush,
+        Operation::Flush => Start::Slow(SlowOp::Flush),
         Operation::Transfer { direction: Direction::Write, .. } | Operation::Erase { .. }
             if refuses_writes =>
         {

@@ -65,7 +65,6 @@ mod stats;
 mod syncer;
 mod throttle;
 mod transfer;
-mod turn;
 mod values;
 mod vring;
 mod wire;

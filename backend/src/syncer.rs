@@ -1,5 +1,4 @@
-//! The slow operations of the disk, on one thread of their own: discards, write-zeroes, and the syncs that no worker has its ring do
-//! (`worker/syncs.rs`).
+//! The slow operations of the disk, on one thread of their own: syncs, discards, write-zeroes.
 //!
 //! Invariants:
 //! 1. A flush is answered by a sync that started after the flush arrived; flushes that wait
@@ -14,7 +13,6 @@ use crate::disk::Disk;
 use crate::limits::ERASE_PIECE_BYTES;
 use crate::order::ByteRange;
 use crate::request::{Erase, EraseRange};
-use crate::turn::Turn;
 
 /// Which request of which worker waits for a slow operation or a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,26 +85,20 @@ impl Syncer {
     /// Carries out operations until [`Syncer::stop`], and tells `done` whether each was done.
     /// One thread calls this.
     pub fn run(&self, disk: &Disk, done: &impl Fn(Waiter, io::Result<()>)) {
-        while let Some(has_syncs) = self.next() {
-            if has_syncs {
-                // What comes while somebody else's sync runs waits for its end and then shares one.
-                let turn = disk.wait_for_turn();
-                let syncs = std::mem::take(&mut self.lock().syncs);
-                sync_for(&syncs, turn, disk, done);
-            }
-            let erase = self.lock().erases.pop_front();
+        while let Some((syncs, erase)) = self.next() {
+            sync_for(&syncs, disk, done);
             if let Some(job) = erase {
                 self.erase_piece(job, disk, done);
             }
         }
     }
 
-    /// Waits for something to do: whether syncs wait. `None` when stopped and empty.
-    fn next(&self) -> Option<bool> {
+    /// All waiting syncs and the first erase; `None` when stopped and empty.
+    fn next(&self) -> Option<(Vec<Job>, Option<Job>)> {
         let mut state = self.lock();
         loop {
             if !state.syncs.is_empty() || !state.erases.is_empty() {
-                return Some(!state.syncs.is_empty());
+                return Some((std::mem::take(&mut state.syncs), state.erases.pop_front()));
             }
             if state.stop {
                 return None;
@@ -148,17 +140,12 @@ impl Syncer {
     }
 }
 
-fn sync_for(jobs: &[Job], turn: Turn, disk: &Disk, done: &impl Fn(Waiter, io::Result<()>)) {
+fn sync_for(jobs: &[Job], disk: &Disk, done: &impl Fn(Waiter, io::Result<()>)) {
     let needed = |job: &Job| match job.op {
         SlowOp::SyncUpTo { sequence } => !disk.is_synced(sequence),
         _ => true,
     };
-    let result = if jobs.iter().any(needed) {
-        disk.sync_in(turn)
-    } else {
-        disk.give_back(turn);
-        Ok(())
-    };
+    let result = if jobs.iter().any(needed) { disk.sync() } else { Ok(()) };
     for job in jobs {
         let result = match &result {
             Err(error) if needed(job) => {

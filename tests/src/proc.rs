@@ -89,14 +89,10 @@ impl Proc {
     }
 
     /// Times that any of its threads has left a processor, of its own will or not: a process that sleeps has no more.
-    /// Not counted are the kernel's own threads for io_uring, of which an idle one looks for work every five seconds.
     pub fn context_switches(&self) -> u64 {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().flatten();
         let of_task = |task: fs::DirEntry| {
             let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            if status.starts_with("Name:\tiou-wrk-") {
-                return 0;
-            }
             let counts = status.lines().filter_map(|line| line.split_once("ctxt_switches:"));
             counts.map(|(_, count)| count.trim().parse::<u64>().unwrap()).sum::<u64>()
         };

@@ -23,13 +23,10 @@ pub enum EngineKind {
     Sync,
 }
 
-/// The token of the one sync that a ring may have under way.
-pub const SYNC_TOKEN: usize = usize::MAX;
-
 /// The outcome of one IO: the bytes moved, or a negative errno.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completion {
-    /// What [`Engine::submit`] was given, or [`SYNC_TOKEN`].
+    /// What [`Engine::submit`] was given.
     pub token: usize,
     /// Bytes moved (never more than asked), or `-errno`.
     pub result: i32,
@@ -110,17 +107,6 @@ impl Engine {
         }
     }
 
-    /// Queues an `fdatasync`, whose outcome comes with [`SYNC_TOKEN`]; false where there is no ring for it, or its file is not `file`.
-    pub fn submit_sync(&mut self, file: &File) -> bool {
-        match &mut self.ring {
-            Some(ring) if file.as_raw_fd() == self.file => {
-                ring.submit_sync();
-                true
-            }
-            _ => false,
-        }
-    }
-
     /// As the status names it.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -145,7 +131,7 @@ impl Engine {
         }
     }
 
-    /// Whether any IO is under way; a sync is none.
+    /// Whether any IO is under way.
     pub fn has_io(&self) -> bool {
         self.ring.as_ref().is_some_and(UringEngine::has_io)
     }

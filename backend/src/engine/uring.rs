@@ -1,6 +1,6 @@
 //! IO through one io_uring: queued without a system call, handed over a few at a time.
 //!
-//! Invariant: at most [`MAX_IN_FLIGHT`] IOs and one sync are under way, so neither ring can overflow.
+//! Invariant: at most [`MAX_IN_FLIGHT`] IOs are under way, so neither ring can overflow.
 //!
 //! Guest memory is not registered with the ring: that would pin all of it, keep ballooning and page merging from working, and be
 //! redone at each change of the memory table.
@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use io_uring::register::{Probe, Restriction};
 use io_uring::{Builder, IoUring, opcode, squeue, types};
 
-use super::{Completion, SYNC_TOKEN};
+use super::Completion;
 use crate::limits::{MAX_HANDED_OVER, MAX_IN_FLIGHT};
 use crate::request::Direction;
 use crate::transfer::Io;
@@ -21,8 +21,8 @@ use crate::transfer::Io;
 const SUBMISSION_ENTRIES: u32 = 256;
 
 /// All that it is asked to do.
-const OPERATIONS: [u8; 5] =
-    [opcode::Read::CODE, opcode::Write::CODE, opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
+const OPERATIONS: [u8; 4] =
+    [opcode::Read::CODE, opcode::Write::CODE, opcode::Readv::CODE, opcode::Writev::CODE];
 
 /// One ring, used by one thread.
 pub struct UringEngine {
@@ -38,15 +38,6 @@ enum Target {
     /// As the first of the ring's own table, which saves the kernel a reference an IO.
     Registered,
     Descriptor(RawFd),
-}
-
-impl Target {
-    fn named(self) -> (types::Fd, squeue::Flags) {
-        match self {
-            Self::Registered => (types::Fd(0), squeue::Flags::FIXED_FILE),
-            Self::Descriptor(fd) => (types::Fd(fd), squeue::Flags::empty()),
-        }
-    }
 }
 
 impl std::fmt::Debug for UringEngine {
@@ -95,28 +86,13 @@ impl UringEngine {
         // SAFETY: passed on to the caller.
         let entry = unsafe { entry(self.target, io) }.user_data(token as u64);
         // SAFETY: passed on to the caller.
-        unsafe { self.push(&entry) };
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.flush_submissions();
+        }
         self.under_way += 1;
         // A disk that starts on the first few while the rest is prepared ends them earlier, and guest and disk work at the
         // same time instead of in turns.
         if self.ring.submission().len() >= MAX_HANDED_OVER {
-            self.flush_submissions();
-        }
-    }
-
-    /// See [`super::Engine::submit_sync`]. A thread of the kernel carries it out.
-    pub fn submit_sync(&mut self) {
-        let (fd, flags) = self.target.named();
-        let sync = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
-        // SAFETY: it names no memory.
-        unsafe { self.push(&sync.flags(flags).user_data(SYNC_TOKEN as u64)) };
-    }
-
-    /// # Safety
-    /// The memory that `entry` names must stay valid and in place until its completion has been taken.
-    unsafe fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: passed on to the caller.
-        while unsafe { self.ring.submission().push(entry) }.is_err() {
             self.flush_submissions();
         }
     }
@@ -143,9 +119,7 @@ impl UringEngine {
         for done in self.ring.completion() {
             let token = usize::try_from(done.user_data()).unwrap_or(usize::MAX);
             completions.push(Completion { token, result: done.result() });
-            if token != SYNC_TOKEN {
-                self.under_way = self.under_way.saturating_sub(1);
-            }
+            self.under_way = self.under_way.saturating_sub(1);
         }
     }
 
@@ -183,7 +157,7 @@ fn set_up(wished: &Builder, plain: &Builder) -> io::Result<IoUring> {
     }
 }
 
-/// From now on the ring reads, writes and syncs, the one file if that is registered, and nothing else: entries do not pass the
+/// From now on the ring reads and writes, the one file if that is registered, and nothing else: entries do not pass the
 /// filter of system calls, so without this whoever gets hold of the ring could open and connect by it.
 fn restrict(ring: &IoUring, target: Target) -> io::Result<()> {
     let mut allowed = Vec::from(OPERATIONS.map(Restriction::sqe_op));
@@ -218,7 +192,10 @@ fn try_out() -> io::Result<()> {
 /// # Safety
 /// The segments of `io` must be valid.
 unsafe fn entry(target: Target, io: Io) -> squeue::Entry {
-    let (fd, flags) = target.named();
+    let (fd, flags) = match target {
+        Target::Registered => (types::Fd(0), squeue::Flags::FIXED_FILE),
+        Target::Descriptor(fd) => (types::Fd(fd), squeue::Flags::empty()),
+    };
     let segments: *const libc::iovec = io.segments.cast();
     // SAFETY: passed on to the caller; `HostSlice` has the layout of `iovec`.
     let first = unsafe { *segments };
@@ -246,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn ring_does_nothing_but_read_write_and_sync_its_file() {
+    fn ring_does_nothing_but_read_and_write_its_file() {
         let file = tempfile::tempfile().unwrap();
         let other = tempfile::tempfile().unwrap();
         let Ok(mut engine) = UringEngine::new(&file) else { return println!("this kernel forbids io_uring") };
@@ -266,8 +243,9 @@ mod tests {
         let own = opcode::Write::new(types::Fd(0), nowhere, 0).build().flags(fixed);
         assert_eq!(result_of(&mut engine, &own), 0);
         let sync = opcode::Fsync::new(types::Fd(0)).build().flags(fixed);
-        assert_eq!(result_of(&mut engine, &sync), 0);
+        assert_eq!(result_of(&mut engine, &sync), -libc::EACCES);
     }
+
     #[test]
     fn kernel_that_does_not_know_the_wish_gets_a_plain_ring() {
         let file = tempfile::tempfile().unwrap();

@@ -12,7 +12,6 @@
 mod requests;
 mod rings;
 mod sealing;
-mod syncs;
 mod transfers;
 
 use std::collections::VecDeque;
@@ -31,7 +30,6 @@ use self::rings::Running;
 use self::sealing::Sealing;
 use crate::chain::Chain;
 use crate::crash::{self, Point};
-use crate::disk::SyncUnderWay;
 use crate::engine::{Completion, Engine};
 use crate::inflight::Recovered;
 use crate::limits::{MAX_BATCH, MAX_BOUNCE_BUFFERS, MAX_IN_FLIGHT};
@@ -174,8 +172,6 @@ pub struct Worker {
     seals: Arc<Seals>,
     /// Who waits for writes to ranges that are being sealed.
     sealings: Vec<Sealing>,
-    /// The flush whose sync the ring has under way.
-    flush_by_ring: Option<(usize, SyncUnderWay)>,
     /// Told when `requests` is empty.
     waiting_for_idle: Vec<Sender<()>>,
     write_through: bool,
@@ -236,7 +232,6 @@ impl Worker {
             waiting_for_writes: Vec::new(),
             seals,
             sealings: Vec::new(),
-            flush_by_ring: None,
             waiting_for_idle: Vec::new(),
             write_through: false,
             unmade_buffers: MAX_BOUNCE_BUFFERS,

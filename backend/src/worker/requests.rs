@@ -64,7 +64,7 @@ impl Worker {
         match request.operation.map(|operation| execute::start(operation, context)) {
             Err(refusal) => self.answer(queue, head, status, refusal, 0),
             Ok(Start::Finished(outcome, data_bytes)) => self.answer(queue, head, status, outcome, data_bytes),
-            Ok(Start::Flush) => {
+            Ok(Start::Slow(op)) => {
                 let (work, kind) = (Work::AwaitSlow { moved_bytes: 0 }, Kind::Flush);
                 let ranges = Ranges::NONE;
                 let (len_bytes, pieces, ticket) = (0, 0, None);
@@ -79,7 +79,7 @@ impl Worker {
                     pieces,
                     ticket,
                 });
-                self.flush(token);
+                self.shared.syncer.submit(self.waiter(token), op);
             }
             Ok(Start::Ordered { ranges, kind, work }) => {
                 let (len_bytes, pieces, ticket) = (work.memory_bytes(), work.pieces(), None);

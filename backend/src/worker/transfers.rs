@@ -6,7 +6,7 @@ use log::Level;
 
 use super::Worker;
 use crate::crash::{self, Point};
-use crate::engine::{Completion, SYNC_TOKEN};
+use crate::engine::Completion;
 use crate::execute::Work;
 use crate::limits::BOUNCE_BUFFER_BYTES;
 use crate::request::{Direction, Status};
@@ -82,10 +82,6 @@ impl Worker {
         let mut completions = std::mem::take(&mut self.completions);
         self.engine.take_completions(&mut completions);
         for completion in completions.drain(..) {
-            if completion.token == SYNC_TOKEN {
-                self.finish_sync(completion.result);
-                continue;
-            }
             if self.note_io(completion) {
                 self.submit_next(completion.token);
             }
