@@ -323,8 +323,9 @@ start_gateway() {
 gateways() {
     local number path asked
     phase "starting both gateways; the receipts get their numbers over HTTP"
-    start_gateway issuer issuer
-    start_gateway front "front --issuer http://192.168.77.1:8080"
+    # Nobody but the two guests and this host can reach their addresses.
+    start_gateway issuer "issuer --listen 0.0.0.0:8080"
+    start_gateway front "front --listen 0.0.0.0:8080 --issuer http://192.168.77.1:8080"
     run_in issuer "guest-number /tmp/in /tmp/paths" $((60 + receipts))
     path=$(sed -n 1p "$demo_dir/issued.paths")
     number=$(basename "$path" .png)

@@ -265,7 +265,7 @@ impl Run {
 
 #[test]
 fn no_wrong_image_whatever_fails() {
-    let requests: u64 = std::env::var(REQUESTS).map_or(6000, |text| text.parse().unwrap());
+    let requests: u64 = std::env::var(REQUESTS).map_or(12_000, |text| text.parse().unwrap());
     let growth_bytes = (requests << 10).next_multiple_of(1 << 20).max(16 << 20);
     let fault_every = (requests / 1000).max(250);
     let mut world = World::start(growth_bytes);

@@ -41,7 +41,7 @@ impl Gateways {
 /// Starts a gateway in a guest and waits until it listens.
 fn run(guest: &mut Guest, args: &str) {
     guest.ok(&format!(
-        "rm -f /tmp/out; receipt-gateway {args} > /tmp/out 2> /tmp/err < /dev/null & echo $! > /tmp/pid"
+        "rm -f /tmp/out; receipt-gateway {args} --listen 0.0.0.0:8080 > /tmp/out 2> /tmp/err < /dev/null & echo $! > /tmp/pid"
     ));
     guest.ok("n=0; until grep -q http /tmp/out; do n=$((n + 1)); [ $n -lt 300 ] || { cat /tmp/err; exit 1; }; sleep 0.1; done");
 }

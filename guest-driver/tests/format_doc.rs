@@ -80,7 +80,9 @@ fn byte_tables_are_those_of_the_code() {
 fn limits_are_those_of_the_code() {
     let (_, rest) = DOC.split_once("<!-- limits -->").unwrap();
     let limits: Vec<(String, u64)> = rest
+        .trim_start()
         .lines()
+        .take_while(|line| !line.is_empty())
         .filter(|line| line.starts_with("| `"))
         .map(|line| {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
