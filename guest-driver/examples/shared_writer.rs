@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p receipt --example shared_writer [FILE|DEVICE]`; without an argument a temporary file is used.
 
-use receipt_store::shared::{CommitLimits, OwnedChange, SharedWriter};
+use receipt_store::{CommitLimits, OwnedChange, SharedWriter};
 use receipt_store::{FormatOptions, RawDevice, Reader, ReceiptPath, Result, Writer, WriterOptions, format};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -4,13 +4,12 @@
 //! There is no thread of its own: of the callers that wait, one leads and commits for all. Invariants: at most one leads; an answer is
 //! given once, to the caller of its change; a leader that panics stops the writer, nobody waits for ever.
 
-use crate::checksum::{DataHash, DataSums};
+use crate::checksum::DataSums;
 use crate::device::Device;
 use crate::error::{DeviceError, Error, Result};
-use crate::hash::hash_all;
 use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
-use crate::path::ReceiptPath;
-use crate::writer::{Change, Put, Stored, Writer};
+use crate::owned_change::{Group, HashedGroup, OwnedChange};
+use crate::writer::{Change, Stored, Writer};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -42,108 +41,6 @@ impl CommitLimits {
             bytes: self.bytes.min(BATCH_BYTES_MAX),
             wait: self.wait,
         }
-    }
-}
-
-/// A change with its own bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OwnedChange {
-    /// Stores a receipt.
-    Put {
-        /// Path.
-        path: ReceiptPath,
-        /// Bytes.
-        data: Vec<u8>,
-        /// Other data under the same path becomes its next version instead of being refused.
-        is_new_version: bool,
-        /// Retention class; `None` = that of the version before, or 0.
-        class: Option<u8>,
-        /// Days since 1970 when the receipt was issued; `None` = today.
-        issued_day: Option<u32>,
-    },
-    /// Removes a path.
-    Remove {
-        /// Path.
-        path: ReceiptPath,
-    },
-}
-
-impl OwnedChange {
-    /// A receipt issued today whose path must be new.
-    #[must_use]
-    pub fn put(path: ReceiptPath, data: Vec<u8>) -> Self {
-        Self::Put { path, data, is_new_version: false, class: None, issued_day: None }
-    }
-
-    fn data(&self) -> &[u8] {
-        match self {
-            Self::Put { data, .. } => data,
-            Self::Remove { .. } => &[],
-        }
-    }
-
-    /// Bytes of data.
-    #[must_use]
-    pub fn data_len(&self) -> u64 {
-        self.data().len() as u64
-    }
-
-    /// The change, borrowed.
-    #[must_use]
-    pub fn borrow(&self) -> Change<'_> {
-        match self {
-            Self::Put { path, data, is_new_version, class, issued_day } => Change::Put(Put {
-                path,
-                data,
-                is_new_version: *is_new_version,
-                class: *class,
-                issued_day: *issued_day,
-            }),
-            Self::Remove { path } => Change::Remove(path),
-        }
-    }
-}
-
-/// Changes that are made together.
-pub type Group = Vec<OwnedChange>;
-
-/// Changes that are made together, with hash and checksum of the data of each: whoever had the bytes in hand has hashed them, and nobody does again.
-#[derive(Debug)]
-pub struct HashedGroup(Vec<(OwnedChange, DataSums)>);
-
-impl HashedGroup {
-    /// Hashes every change.
-    #[must_use]
-    pub fn hash(group: Group) -> Self {
-        Self::hash_all(vec![group]).pop().unwrap_or_else(|| Self(Vec::new()))
-    }
-
-    fn hash_all(groups: Vec<Group>) -> Vec<Self> {
-        let datas: Vec<&[u8]> = groups.iter().flatten().map(OwnedChange::data).collect();
-        let (hashes, ()) = hash_all(&datas, || ());
-        let mut hashes = hashes.into_iter();
-        groups.into_iter().map(|group| Self(group.into_iter().zip(hashes.by_ref()).collect())).collect()
-    }
-
-    /// A group of one change whose data was hashed as it came, with its BLAKE3.
-    #[must_use]
-    pub fn hashed(change: OwnedChange, hash: DataHash) -> Self {
-        debug_assert_eq!(*blake3::hash(change.data()).as_bytes(), hash, "the hash is that of the data");
-        let sums = DataSums::of_hashed(change.data(), hash);
-        Self(vec![(change, sums)])
-    }
-
-    /// Both groups as one.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        self.0.extend(other.0);
-        self
-    }
-
-    /// Bytes of data.
-    #[must_use]
-    pub fn data_len(&self) -> u64 {
-        self.0.iter().map(|(change, _)| change.data_len()).sum()
     }
 }
 
@@ -286,7 +183,7 @@ impl<D: Device> SharedWriter<D> {
 
     /// As [`SharedWriter::change_groups`], without hashing anything.
     pub fn change_hashed_groups(&self, groups: Vec<HashedGroup>) -> Vec<Vec<Result<Stored>>> {
-        let sizes: Vec<usize> = groups.iter().map(|group| group.0.len()).collect();
+        let sizes: Vec<usize> = groups.iter().map(|group| group.len()).collect();
         let stopped = |size: &usize| (0..*size).map(|_| Err(Error::WriterStopped)).collect();
         let mut state = lock(&self.state);
         if state.is_stopped {
@@ -326,13 +223,10 @@ impl<D: Device> SharedWriter<D> {
             std::thread::sleep(self.limits.wait);
         }
         let batch = self.take_batch();
-        let groups: Vec<Vec<Change<'_>>> = batch
-            .iter()
-            .map(|queued| queued.group.0.iter().map(|(change, _)| change.borrow()).collect())
-            .collect();
+        let groups: Vec<Vec<Change<'_>>> =
+            batch.iter().map(|queued| queued.group.changes().collect()).collect();
         let groups: Vec<&[Change<'_>]> = groups.iter().map(Vec::as_slice).collect();
-        let hashes: Vec<DataSums> =
-            batch.iter().flat_map(|queued| &queued.group.0).map(|(_, sums)| *sums).collect();
+        let hashes: Vec<DataSums> = batch.iter().flat_map(|queued| queued.group.sums()).collect();
         let answers = match lock(&self.writer).as_mut() {
             Some(writer) => writer.commit_hashed(&groups, &hashes),
             None => Err(Error::WriterStopped),
@@ -346,12 +240,12 @@ impl<D: Device> SharedWriter<D> {
             Ok(answers) => {
                 let mut answers = answers.into_iter();
                 for Queued { ticket, group } in &batch {
-                    state.answers.insert(*ticket, answers.by_ref().take(group.0.len()).collect());
+                    state.answers.insert(*ticket, answers.by_ref().take(group.len()).collect());
                 }
             }
             Err(error) => {
                 for Queued { ticket, group } in &batch {
-                    state.answers.insert(*ticket, group.0.iter().map(|_| Err(copy_of(&error))).collect());
+                    state.answers.insert(*ticket, (0..group.len()).map(|_| Err(copy_of(&error))).collect());
                 }
             }
         }
@@ -371,7 +265,7 @@ impl<D: Device> SharedWriter<D> {
         let mut batch = Vec::new();
         let (mut bytes, mut records) = (0, 0);
         while let Some(Queued { group, .. }) = state.queue.front() {
-            let (len, count) = (group.data_len(), group.0.len());
+            let (len, count) = (group.data_len(), group.len());
             let is_full = bytes + len > self.limits.bytes || records + count > self.limits.records;
             if !batch.is_empty() && is_full {
                 break;
@@ -443,6 +337,7 @@ fn copy_of(error: &Error) -> Error {
 mod tests {
     use super::*;
     use crate::device::DeviceResult;
+    use crate::path::ReceiptPath;
     use crate::sim::Sim;
     use crate::{FormatOptions, Reader, WriterOptions, format};
     use std::sync::Barrier;
@@ -501,13 +396,6 @@ mod tests {
                 (text.as_bytes(), *blake3::hash(text.as_bytes()).as_bytes())
             );
         }
-    }
-
-    #[cfg(debug_assertions)]
-    #[test]
-    #[should_panic(expected = "the hash is that of the data")]
-    fn another_hash_is_noticed() {
-        let _ = HashedGroup::hashed(OwnedChange::put(path("one"), b"one".to_vec()), [0; 32]);
     }
 
     #[test]

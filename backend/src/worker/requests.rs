@@ -61,41 +61,23 @@ impl Worker {
             serial: &self.config.serial,
             write_through: self.write_through,
         };
-        match request.operation.map(|operation| execute::start(operation, context)) {
-            Err(refusal) => self.answer(queue, head, status, refusal, 0),
-            Ok(Start::Finished(outcome, data_bytes)) => self.answer(queue, head, status, outcome, data_bytes),
-            Ok(Start::Slow(op)) => {
-                let (work, kind) = (Work::AwaitSlow { moved_bytes: 0 }, Kind::Flush);
-                let ranges = Ranges::NONE;
-                let (len_bytes, pieces, ticket) = (0, 0, None);
-                let token = self.keep(InFlight {
-                    queue,
-                    head,
-                    status,
-                    ranges,
-                    work,
-                    kind,
-                    len_bytes,
-                    pieces,
-                    ticket,
-                });
-                self.shared.syncer.submit(self.waiter(token), op);
+        let (ranges, kind, work, slow) = match request
+            .operation
+            .map(|operation| execute::start(operation, context))
+        {
+            Err(refusal) => return self.answer(queue, head, status, refusal, 0),
+            Ok(Start::Finished(outcome, data_bytes)) => {
+                return self.answer(queue, head, status, outcome, data_bytes);
             }
-            Ok(Start::Ordered { ranges, kind, work }) => {
-                let (len_bytes, pieces, ticket) = (work.memory_bytes(), work.pieces(), None);
-                let token = self.keep(InFlight {
-                    queue,
-                    head,
-                    status,
-                    ranges,
-                    work,
-                    kind,
-                    len_bytes,
-                    pieces,
-                    ticket,
-                });
-                self.batch.push(token);
-            }
+            Ok(Start::Slow(op)) => (Ranges::NONE, Kind::Flush, Work::AwaitSlow { moved_bytes: 0 }, Some(op)),
+            Ok(Start::Ordered { ranges, kind, work }) => (ranges, kind, work, None),
+        };
+        let (len_bytes, pieces, ticket) = (work.memory_bytes(), work.pieces(), None);
+        let token =
+            self.keep(InFlight { queue, head, status, ranges, work, kind, len_bytes, pieces, ticket });
+        match slow {
+            Some(op) => self.shared.syncer.submit(self.waiter(token), op),
+            None => self.batch.push(token),
         }
     }
 

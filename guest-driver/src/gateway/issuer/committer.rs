@@ -5,7 +5,7 @@
 use crate::answer::Fault;
 use crate::limits::QUEUED_PUTS;
 use receipt_store::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
-use receipt_store::shared::HashedGroup;
+use receipt_store::owned_change::HashedGroup;
 use receipt_store::{RawDevice, Result, SharedWriter, Stored};
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -13,7 +13,7 @@ use hyper::header::{
     IF_UNMODIFIED_SINCE, TRANSFER_ENCODING,
 };
 use hyper::{Method, StatusCode};
-use receipt_store::shared::HashedGroup;
+use receipt_store::owned_change::HashedGroup;
 use receipt_store::{Error, OwnedChange, ReceiptPath};
 use serde_json::json;
 

@@ -117,6 +117,24 @@ pub(in crate::sim) fn a_crash_at_every_operation_of_a_put_and_its_erasure() {
     });
 }
 
+/// Those of the names and classes that are found, sorted, each with its own data. Only class 1 may be missing.
+pub(super) fn still_there(sim: &Sim, names: &[(String, u8)], story: &str) -> Vec<String> {
+    let reader = Reader::new(sim.reader(), "sim");
+    let mut there = Vec::new();
+    for (name, class) in names {
+        match reader.get(&path(name)) {
+            Ok(receipt) => {
+                assert!(receipt.data().starts_with(name.as_bytes()), "{story}: {name}");
+                there.push(name.clone());
+            }
+            Err(Error::NotFound { .. }) if *class == 1 => {}
+            Err(error) => panic!("{story}: {name}: {error}"),
+        }
+    }
+    there.sort();
+    there
+}
+
 #[test]
 pub(in crate::sim) fn a_crash_at_every_operation_of_expiry() {
     let sim = store(3 << 20);
@@ -132,20 +150,8 @@ pub(in crate::sim) fn a_crash_at_every_operation_of_expiry() {
     };
     crash_everywhere(&sim, day, step, |sim, story| {
         is_clean(sim, story);
-        let reader = Reader::new(sim.reader(), "sim");
-        let mut there = Vec::new();
-        for (name, class) in &names {
-            match reader.get(&path(name)) {
-                Ok(receipt) => {
-                    assert!(receipt.data().starts_with(name.as_bytes()), "{story}: {name}");
-                    there.push(name.clone());
-                }
-                Err(Error::NotFound { .. }) if *class == 1 => {}
-                Err(error) => panic!("{story}: {name}: {error}"),
-            }
-        }
+        let there = still_there(sim, &names, story);
         let listed = listed(sim).into_iter().filter(|name| name.starts_with("m/"));
-        there.sort();
         assert_eq!(listed.collect::<Vec<_>>(), there, "{story}: listing");
     });
 }

@@ -1,6 +1,7 @@
 //! A disk that fails one operation, at each operation in turn, under expiry, erasure, holds, the policy and growth. What was acknowledged holds after a power
 //! failure; what was not may have happened or not; nothing else changes, and the next run gets to the end.
 
+use super::crashes::still_there;
 use super::expiry::fill;
 use super::{DAY, is_clean, listed, open, options, path, put, run_expire, set_term, store};
 use crate::expire::COMPACT_PERCENT;
@@ -75,19 +76,7 @@ fn a_disk_that_fails_once_under_expiry_loses_and_keeps_nothing_wrongly() {
         run_expire(sim, writer, Some(day), COMPACT_PERCENT, false).map(drop)
     };
     fail_everywhere(&sim, day, step, |sim, is_done, story| {
-        let reader = Reader::new(sim.reader(), "sim");
-        let mut there = Vec::new();
-        for (name, class) in &names {
-            match reader.get(&path(name)) {
-                Ok(receipt) => {
-                    assert!(receipt.data().starts_with(name.as_bytes()), "{story}: {name}");
-                    there.push(name.clone());
-                }
-                Err(Error::NotFound { .. }) if *class == 1 => {}
-                Err(error) => panic!("{story}: {name}: {error}"),
-            }
-        }
-        there.sort();
+        let there = still_there(sim, &names, story);
         assert_eq!(listed(sim), there, "{story}: listing");
         let expired = names.iter().filter(|(name, class)| *class == 1 && there.contains(name)).count();
         assert!(
