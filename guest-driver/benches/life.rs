@@ -68,6 +68,7 @@ fn fill(shared: &SharedWriter<RawDevice>, round: u32) {
             is_new_version: false,
             class: Some(u8::from(is_old)),
             issued_day: Some(if is_old { day::day_of(2020, 1, 1) } else { day::day_of(2026, 1, 1) }),
+            version: None,
         };
         shared.change(change).unwrap();
     }

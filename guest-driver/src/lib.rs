@@ -77,6 +77,7 @@ pub mod table;
 mod throttle;
 pub mod verify;
 mod verify_life;
+mod versions;
 pub mod window;
 pub mod wire;
 pub mod writer;

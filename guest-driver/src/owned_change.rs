@@ -20,6 +20,8 @@ pub enum OwnedChange {
         class: Option<u8>,
         /// Days since 1970 when the receipt was issued; `None` = today.
         issued_day: Option<u32>,
+        /// Refused unless it becomes this version; `None` = whichever comes next.
+        version: Option<u16>,
     },
     /// Removes a path.
     Remove {
@@ -32,7 +34,7 @@ impl OwnedChange {
     /// A receipt issued today whose path must be new.
     #[must_use]
     pub fn put(path: ReceiptPath, data: Vec<u8>) -> Self {
-        Self::Put { path, data, is_new_version: false, class: None, issued_day: None }
+        Self::Put { path, data, is_new_version: false, class: None, issued_day: None, version: None }
     }
 
     fn data(&self) -> &[u8] {
@@ -52,12 +54,13 @@ impl OwnedChange {
     #[must_use]
     pub fn borrow(&self) -> Change<'_> {
         match self {
-            Self::Put { path, data, is_new_version, class, issued_day } => Change::Put(Put {
+            Self::Put { path, data, is_new_version, class, issued_day, version } => Change::Put(Put {
                 path,
                 data,
                 is_new_version: *is_new_version,
                 class: *class,
                 issued_day: *issued_day,
+                version: *version,
             }),
             Self::Remove { path } => Change::Remove(path),
         }

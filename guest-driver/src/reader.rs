@@ -12,7 +12,7 @@ use crate::locator::Locator;
 use crate::log::{read_blocks_into, read_header};
 use crate::page::{Page, PageId, PageKind, read_page};
 use crate::path::{PathHash, ReceiptPath};
-use crate::record::{FLAG_MOVED, Header, Kind, RecordFault};
+use crate::record::{Header, Kind, RecordFault};
 use crate::rules::Rule;
 use crate::spares::Spares;
 use crate::superblock::Superblock;
@@ -197,49 +197,6 @@ impl<D: Device> Reader<D> {
     /// As [`Reader::get`].
     pub fn stat(&self, path: &ReceiptPath) -> Result<Stat> {
         self.find(path, |superblock, entry| self.read_stat(superblock, path, entry))
-    }
-
-    /// Reads an older version; 1 is the first. One more device read a version back.
-    ///
-    /// # Errors
-    /// As [`Reader::get`]; [`Error::NotFound`] when there are fewer versions.
-    pub fn get_version(&self, path: &ReceiptPath, version: u16) -> Result<Receipt> {
-        let mut stat = self.stat(path)?;
-        if version == 0 || version > stat.header.version {
-            return Err(Error::NotFound { path: format!("{path} version {version}") });
-        }
-        let gone = || Error::NotFound { path: format!("{path} version {version} (it is gone)") };
-        while stat.header.version > version {
-            if stat.header.flags & FLAG_MOVED != 0 {
-                return Err(gone()); // a receipt is copied only when its older versions are gone
-            }
-            let (block, seq) = (stat.header.previous_version_block, stat.header.previous_version_seq);
-            let corrupt = |fact: &str| Error::CorruptReceipt {
-                path: path.to_string(),
-                fact: format!("older version at block {block}: {fact}"),
-            };
-            let superblock = &*self.superblock()?;
-            if !superblock.geometry.holds_record(block, 1) {
-                return Err(corrupt("address out of bounds"));
-            }
-            let parsed = read_header(&self.device, superblock, block)?;
-            let is_there = parsed.as_ref().is_ok_and(|(header, _)| header.seq == seq);
-            if !is_there && self.is_retired(superblock, block, seq)? {
-                return Err(gone());
-            }
-            let (header, _) = parsed.map_err(|fault| corrupt(&fault.to_string()))?;
-            let is_older = header.version < stat.header.version;
-            if header.seq != seq || header.meta != path.as_str().as_bytes() || !is_older {
-                return Err(corrupt("another record"));
-            }
-            stat.header = header;
-        }
-        let locator = stat.locator();
-        let superblock = &*self.superblock()?;
-        locator.read(&self.device, superblock)?.ok_or_else(|| Error::CorruptReceipt {
-            path: path.to_string(),
-            fact: format!("version {version} changed while it was read"),
-        })
     }
 
     /// Whether the segment of a block holds only records younger than `seq`, or none.

@@ -486,8 +486,8 @@ mod tests {
         let versions: Vec<OwnedChange> = puts(0, 20)
             .into_iter()
             .map(|change| match change {
-                OwnedChange::Put { path, data, class, issued_day, .. } => {
-                    OwnedChange::Put { path, data, is_new_version: true, class, issued_day }
+                OwnedChange::Put { path, data, class, issued_day, version, .. } => {
+                    OwnedChange::Put { path, data, is_new_version: true, class, issued_day, version }
                 }
                 other => other,
             })

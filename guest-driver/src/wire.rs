@@ -3,7 +3,7 @@
 //! A frame is a u32 (little-endian) length, that many bytes of JSON, and in a request the data of its puts one after the other.
 //! A scrub: `{"store": UUID, "scrub": {"throttle": MiB/s or null}}`; answers: `{"log" or "index": [done, all]}` and
 //! `{"finding": {"path", "place", "fact"}, "mended"}`, any number of them, then `{"totals": {..}}` or an error as below.
-//! Request: `{"store": UUID, "changes": [{"path", "bytes" (none = remove), "new_version", "class", "issued_day"}]}`. Answer: `{"answers": [{"locator", "version",
+//! Request: `{"store": UUID, "changes": [{"path", "bytes" (none = remove), "new_version", "class", "issued_day", "version"}]}`. Answer: `{"answers": [{"locator", "version",
 //! "new"} or {"error", "exit_code"}]}`. A request is one group commit, so it has the limits of one. `{"store": UUID, "order": {..}}` is answered by
 //! events, one a frame, and `{"done": true}` or `{"error", "exit_code"}`.
 
@@ -71,9 +71,9 @@ pub fn request(store: &str, changes: &[OwnedChange]) -> Value {
     let changes: Vec<Value> = changes
         .iter()
         .map(|change| match change {
-            OwnedChange::Put { path, data, is_new_version, class, issued_day } => json!({
+            OwnedChange::Put { path, data, is_new_version, class, issued_day, version } => json!({
                 "path": path.as_str(), "bytes": data.len(), "new_version": is_new_version, "class": class,
-                "issued_day": issued_day,
+                "issued_day": issued_day, "version": version,
             }),
             OwnedChange::Remove { path } => json!({ "path": path.as_str() }),
         })
@@ -90,6 +90,7 @@ struct Announcement {
     is_new_version: bool,
     class: Option<u8>,
     issued_day: Option<u32>,
+    version: Option<u16>,
 }
 
 /// What a request announces; its data is not read yet.
@@ -124,7 +125,8 @@ impl Announced {
             let is_new_version = change["new_version"] == true;
             let class = small(&change["class"])?;
             let issued_day = small(&change["issued_day"])?;
-            announced.changes.push(Announcement { path, bytes, is_new_version, class, issued_day });
+            let version = small(&change["version"])?;
+            announced.changes.push(Announcement { path, bytes, is_new_version, class, issued_day, version });
         }
         if list.len() > BATCH_RECORDS_MAX || (list.len() > 1 && announced.bytes > BATCH_BYTES_MAX) {
             return Err(bad("more than a group commit takes"));
@@ -138,13 +140,13 @@ impl Announced {
     /// The connection broke.
     pub fn read_data(self, stream: &mut impl Read) -> Result<Vec<OwnedChange>> {
         let mut changes = Vec::new();
-        for Announcement { path, bytes, is_new_version, class, issued_day } in self.changes {
+        for Announcement { path, bytes, is_new_version, class, issued_day, version } in self.changes {
             changes.push(match bytes {
                 None => OwnedChange::Remove { path },
                 Some(bytes) => {
                     let mut data = vec![0; usize::try_from(bytes).map_err(|_| bad("too much data"))?];
                     stream.read_exact(&mut data).map_err(broken)?;
-                    OwnedChange::Put { path, data, is_new_version, class, issued_day }
+                    OwnedChange::Put { path, data, is_new_version, class, issued_day, version }
                 }
             });
         }

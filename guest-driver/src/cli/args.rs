@@ -170,9 +170,12 @@ pub enum Command {
         reason: String,
     },
     /// Write the newest version of each receipt to DIR/receipts, and what is known of it to DIR/manifest.jsonl, or all of it into an archive.
-    /// An export into a folder that was ended is gone on with when it is started again.
+    /// An export that was ended is gone on with when it is started again, unless it went to standard output.
     #[command(allow_missing_positional = true)]
     Export {
+        /// Older versions, too, as far as they are still there.
+        #[arg(long)]
+        all_versions: bool,
         /// Only paths that begin with this.
         #[arg(default_value = "")]
         prefix: String,

@@ -50,7 +50,9 @@ fn dispatch(args: &Args) -> Result<u8> {
         Command::Stat { path } => show::stat(args, path),
         Command::Ls { prefix } => show::list(args, prefix),
         #[cfg(feature = "archive")]
-        Command::Export { prefix, target } => archive::export::run(args, prefix, target),
+        Command::Export { all_versions, prefix, target } => {
+            archive::export::run(args, *all_versions, prefix, target)
+        }
         #[cfg(feature = "archive")]
         Command::Import { .. } => archive::import::run(args),
         #[cfg(not(feature = "archive"))]

@@ -6,6 +6,8 @@ use super::progress::Progress;
 use super::queue::Queue;
 use super::sink::Sink;
 use super::{below, complain, file_error, say};
+#[cfg(feature = "archive")]
+use receipt_store::Stat;
 use receipt_store::layout::DATA_BYTES_MAX;
 use receipt_store::path::ID_PREFIX;
 use receipt_store::{CommitLimits, Error, OwnedChange, ReceiptPath, Result, Stored};
@@ -31,7 +33,7 @@ struct Options<'a> {
 impl Options<'_> {
     fn put(&self, path: ReceiptPath, data: Vec<u8>) -> OwnedChange {
         let Self { is_new_version, class, issued_day, .. } = *self;
-        OwnedChange::Put { path, data, is_new_version, class, issued_day }
+        OwnedChange::Put { path, data, is_new_version, class, issued_day, version: None }
     }
 }
 
@@ -67,25 +69,37 @@ pub fn run(args: &Args) -> Result<u8> {
     }
 }
 
+#[cfg(feature = "archive")]
+impl Feed<'_> {
+    /// Prints what is stored already.
+    pub fn say_stored(&self, stat: &Stat) -> Result<()> {
+        let stored = Stored { locator: stat.locator(), version: stat.header.version, is_new: false };
+        say_put(self.args, &stored, false)
+    }
+}
+
 /// Prints what was stored; an error of one receipt is printed and becomes the exit code.
 fn report(options: &Options<'_>, result: Result<Stored>) -> Result<u8> {
     let stored = match result {
         Ok(stored) => stored,
         Err(error) => return Ok(complain(options.args, &error)),
     };
+    say_put(options.args, &stored, options.has_locator).map(|()| 0)
+}
+
+fn say_put(args: &Args, stored: &Stored, has_locator: bool) -> Result<()> {
     let locator = &stored.locator;
-    if options.args.json {
+    if args.json {
         let line = serde_json::json!({
             "path": locator.path.as_str(), "locator": locator.to_string(), "seq": locator.seq,
             "version": stored.version, "new": stored.is_new,
         });
-        say(&line.to_string())?;
-    } else if options.has_locator {
-        say(&locator.to_string())?;
+        say(&line.to_string())
+    } else if has_locator {
+        say(&locator.to_string())
     } else {
-        say(locator.path.as_str())?;
+        say(locator.path.as_str())
     }
-    Ok(0)
 }
 
 fn put_batch(options: &Options<'_>, source: &Path, prefix: &str, limits: CommitLimits) -> Result<u8> {

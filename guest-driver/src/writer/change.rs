@@ -18,13 +18,15 @@ pub struct Put<'a> {
     pub issued_day: Option<u32>,
     /// Retention class; `None` = that of the version before, or 0.
     pub class: Option<u8>,
+    /// Refused unless it becomes this version; `None` = whichever comes next.
+    pub version: Option<u16>,
 }
 
 impl<'a> Put<'a> {
     /// A receipt issued today whose path must be new.
     #[must_use]
     pub fn new(path: &'a ReceiptPath, data: &'a [u8]) -> Self {
-        Self { path, data, is_new_version: false, issued_day: None, class: None }
+        Self { path, data, is_new_version: false, issued_day: None, class: None, version: None }
     }
 }
 

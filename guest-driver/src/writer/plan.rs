@@ -43,6 +43,10 @@ impl<D: Device> Writer<D> {
         }
         let version = previous.as_ref().map_or(Some(1), |header| header.version.checked_add(1));
         let version = version.ok_or_else(|| Error::TooManyVersions { path: put.path.to_string() })?;
+        if let Some(expected) = put.version.filter(|expected| *expected != version) {
+            let path = put.path;
+            return Err(Error::Refused(format!("{path}: this would be version {version}, not {expected}")));
+        }
         if let Some(header) = &previous {
             let segment = self.superblock.geometry.segment_of(header.block);
             self.pages().table_entry(segment)?; // cached now: nothing below reads the device

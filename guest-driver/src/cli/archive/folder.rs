@@ -1,6 +1,7 @@
 //! The folder of an export: files that are whole or not there.
 
-use super::{MANIFEST, PARTIAL, RECEIPTS, UNFINISHED, last_line};
+use super::line::{First, item_line, last_line};
+use super::{MANIFEST, PARTIAL, RECEIPTS, UNFINISHED, VERSIONS};
 use crate::cli::{below, file_error};
 use receipt_store::{Error, Receipt, Result};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -22,7 +23,7 @@ pub struct FolderTarget {
 }
 
 impl FolderTarget {
-    pub fn open(name: &Path, first_line: &str) -> Result<Self> {
+    pub fn open(name: &Path, first: &First) -> Result<Self> {
         let failed = |errno: Errno| file_error(name, errno.into());
         let root = below::open_folder(name)?;
         // From here on the folder changes: an older manifest must not speak of it.
@@ -32,23 +33,32 @@ impl FolderTarget {
         }
         let receipts = below::make_folder(&root, RECEIPTS).map_err(failed)?;
         let mut manifest = BufWriter::new(create(&root, UNFINISHED).map_err(failed)?);
-        writeln!(manifest, "{first_line}").map_err(|error| file_error(name, error))?;
+        writeln!(manifest, "{}", first.line()).map_err(|error| file_error(name, error))?;
         Ok(Self { name: name.to_owned(), root, receipts, manifest })
     }
 
     /// Writes the file unless it is there; true if it was written.
-    pub fn add(&mut self, receipt: &Receipt, line: &str) -> Result<bool> {
+    pub fn add(&mut self, receipt: &Receipt, is_older: bool) -> Result<bool> {
         let stat = receipt.stat();
-        let is_there = match below::read(&self.receipts, &stat.path, stat.header.data_len + 1) {
+        let failed = |source| Error::File { name: stat.path.to_string(), source };
+        let older = if is_older {
+            let folder = below::make_folder(&self.root, VERSIONS)
+                .and_then(|versions| below::make_folder(&versions, &stat.header.version.to_string()));
+            Some(folder.map_err(|errno| failed(errno.into()))?)
+        } else {
+            None
+        };
+        let folder = older.as_ref().unwrap_or(&self.receipts);
+        let is_there = match below::read(folder, &stat.path, stat.header.data_len + 1) {
             Ok(data) => data == receipt.data(),
             Err(_) => false, // whatever is there, writing says what is wrong with it
         };
         if !is_there {
-            let failed = |source| Error::File { name: stat.path.to_string(), source };
             let mut file = create(&self.root, PARTIAL).map_err(|errno| failed(errno.into()))?;
             file.write_all(receipt.data()).map_err(failed)?;
-            below::place(&self.root, PARTIAL, &self.receipts, &stat.path)?;
+            below::place(&self.root, PARTIAL, folder, &stat.path)?;
         }
+        let line = item_line(&stat, is_older);
         writeln!(self.manifest, "{line}").map_err(|error| file_error(&self.name, error))?;
         Ok(!is_there)
     }

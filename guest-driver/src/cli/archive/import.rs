@@ -1,14 +1,16 @@
 //! `receipt import DIR|TAR`: an export, or any tree of files. Paths are checked as those of any put, nothing but regular files is taken, and what is
 //! stored already is left alone, so an import that was killed is just started again.
 
+use super::line::{Item, Line, parse_line};
+use super::stored::{Step, Stored};
 use super::tarball::{self, Content};
-use super::{FIRST_ENTRY, Item, LAST_ENTRY, Line, MANIFEST, RECEIPTS, UNFINISHED, parse_line};
+use super::{FIRST_ENTRY, LAST_ENTRY, MANIFEST, RECEIPTS, UNFINISHED, VERSIONS};
 use crate::cli::args::{Args, Command};
 use crate::cli::lines::Lines;
 use crate::cli::put::{Feed, feed, receipt_path};
-use crate::cli::{below, file_error};
+use crate::cli::{below, file_error, open_reader};
 use receipt_store::layout::DATA_BYTES_MAX;
-use receipt_store::{Error, OwnedChange, ReceiptPath, Result, day};
+use receipt_store::{Error, OwnedChange, RawDevice, Reader, ReceiptPath, Result, day};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -45,11 +47,19 @@ impl Defaults {
             Issued::Changed => Some(day::day_of_ms(changed_at_seconds.saturating_mul(1000))),
         };
         let path = self.path(name)?;
-        Ok(OwnedChange::Put { path, data, is_new_version: false, class: self.class, issued_day })
+        Ok(OwnedChange::Put {
+            path,
+            data,
+            is_new_version: false,
+            class: self.class,
+            issued_day,
+            version: None,
+        })
     }
 
     /// One that was exported.
-    fn put_item(item: Item, data: Vec<u8>) -> Result<OwnedChange> {
+    fn put_item(item: Item, data: Result<Vec<u8>>) -> Result<OwnedChange> {
+        let data = data?;
         item.check(&data)?;
         let Item { path, class, issued_day, .. } = item;
         Ok(OwnedChange::Put {
@@ -58,6 +68,7 @@ impl Defaults {
             is_new_version: false,
             class: Some(class),
             issued_day: Some(issued_day),
+            version: None,
         })
     }
 }
@@ -75,23 +86,66 @@ pub fn run(args: &Args) -> Result<u8> {
     if source != Path::new("-") && !source.exists() {
         return Err(file_error(source, std::io::ErrorKind::NotFound.into()));
     }
+    let reader = open_reader(args)?;
     feed(args, |feed| {
+        let mut items = Items { feed, all: None, reader: Some(reader) };
         if !source.is_dir() {
-            return import_tar(source, &defaults, feed);
+            return import_tar(source, &defaults, &mut items);
         }
         match (source.join(MANIFEST).is_file(), source.join(UNFINISHED).exists()) {
-            (true, _) => import_export(source, feed),
+            (true, _) => import_export(source, &mut items),
             (false, true) => Err(Error::Usage(format!(
                 "{}: the export into this folder did not finish; run it again",
                 source.display()
             ))),
-            (false, false) => import_tree(source, &defaults, feed),
+            (false, false) => import_tree(source, &defaults, items.feed),
         }
     })
 }
 
+/// Where the items of an export go.
+struct Items<'f, 'a> {
+    feed: &'f mut Feed<'a>,
+    /// Of an export with all versions.
+    all: Option<Stored>,
+    reader: Option<Reader<RawDevice>>,
+}
+
+impl Items<'_, '_> {
+    fn begin(&mut self, is_all: bool) {
+        self.all = self.reader.take_if(|_| is_all).map(Stored::new);
+    }
+
+    /// Takes an item; false when nobody stores it any more.
+    fn offer(&mut self, item: Item, data: Result<Vec<u8>>) -> Result<bool> {
+        let Some(stored) = &mut self.all else {
+            return Ok(self.feed.offer(Defaults::put_item(item, data)));
+        };
+        Ok(match stored.take(item, data) {
+            Ok(Step::Put(change)) => self.feed.offer(Ok(change)),
+            Ok(Step::Stored(stat)) => {
+                self.feed.say_stored(&stat)?;
+                true
+            }
+            Err(error) => self.feed.offer(Err(error)),
+        })
+    }
+}
+
+/// Reads the file of an item below a folder.
+fn read_item(root: &OwnedFd, receipts: &OwnedFd, item: &Item) -> Result<Vec<u8>> {
+    let limit_bytes = DATA_BYTES_MAX + 1;
+    if !item.is_older {
+        return below::read(receipts, &item.path, limit_bytes);
+    }
+    let folder = below::enter(root, VERSIONS)
+        .and_then(|versions| below::enter(&versions, &item.version.to_string()))
+        .map_err(|errno| Error::File { name: item.entry_name(), source: errno.into() })?;
+    below::read(&folder, &item.path, limit_bytes)
+}
+
 /// A folder with a manifest.
-fn import_export(source: &Path, feed: &mut Feed<'_>) -> Result<()> {
+fn import_export(source: &Path, items: &mut Items<'_, '_>) -> Result<()> {
     let name = source.join(MANIFEST);
     let root = below::open_folder(source)?;
     let receipts =
@@ -99,11 +153,11 @@ fn import_export(source: &Path, feed: &mut Feed<'_>) -> Result<()> {
     let (mut expected, mut count) = (None, 0);
     for (at, line) in Lines::open(&name)?.enumerate() {
         match (parse_line(&line?)?, at) {
-            (Line::First, 0) => {}
+            (Line::First(first), 0) => items.begin(first.is_all),
             (Line::Item(item), 1..) if expected.is_none() => {
                 count += 1;
-                let data = below::read(&receipts, &item.path, DATA_BYTES_MAX + 1);
-                if !feed.offer(data.and_then(|data| Defaults::put_item(item, data))) {
+                let data = read_item(&root, &receipts, &item);
+                if !items.offer(item, data)? {
                     return Ok(());
                 }
             }
@@ -177,20 +231,24 @@ fn no_file(name: &[u8], what: &str) -> Error {
 }
 
 /// An archive, that of an export or any other.
-fn import_tar(source: &Path, defaults: &Defaults, feed: &mut Feed<'_>) -> Result<()> {
+fn import_tar(source: &Path, defaults: &Defaults, items: &mut Items<'_, '_>) -> Result<()> {
     let (mut is_export, mut is_first) = (false, true);
     let (mut expected, mut count) = (None, 0);
     tarball::read(source, &mut |name, content| {
         let was_first = std::mem::replace(&mut is_first, false);
         let (data, line, mtime) = match content {
-            Content::Other(what) => return Ok(feed.offer(Err(no_file(name, what)))),
-            Content::File { data, line, mtime } => (data, line, mtime),
+            Content::Other(what) => return Ok(items.feed.offer(Err(no_file(name, what)))),
+            Content::File { data, line, mtime, .. } => (data, line, mtime),
         };
-        if was_first && name == FIRST_ENTRY.as_bytes() {
-            is_export = parse_line(&data)? == Line::First;
+        if was_first
+            && name == FIRST_ENTRY.as_bytes()
+            && let Line::First(first) = parse_line(&data)?
+        {
+            is_export = true;
+            items.begin(first.is_all);
         }
         if !is_export {
-            return Ok(feed.offer(defaults.put(name, data, mtime)));
+            return Ok(items.feed.offer(defaults.put(name, data, mtime)));
         }
         match (name, line) {
             _ if was_first => Ok(true),
@@ -203,16 +261,12 @@ fn import_tar(source: &Path, defaults: &Defaults, feed: &mut Feed<'_>) -> Result
             (name, Some(line)) if expected.is_none() => {
                 count += 1;
                 let item = match parse_line(&line)? {
-                    Line::Item(item)
-                        if name.strip_prefix(b"receipts/") == Some(item.path.as_str().as_bytes()) =>
-                    {
-                        item
-                    }
-                    _ => return Ok(feed.offer(Err(no_file(name, "not the entry of its receipt")))),
+                    Line::Item(item) if name == item.entry_name().as_bytes() => item,
+                    _ => return Ok(items.feed.offer(Err(no_file(name, "not the entry of its receipt")))),
                 };
-                Ok(feed.offer(Defaults::put_item(item, data)))
+                items.offer(item, Ok(data))
             }
-            _ => Ok(feed.offer(Err(no_file(name, "no entry of this export")))),
+            _ => Ok(items.feed.offer(Err(no_file(name, "no entry of this export")))),
         }
     })?;
     if is_export { check_end(source, expected, count) } else { Ok(()) }

@@ -1,94 +1,23 @@
-//! Tar archives: what an export writes, and entries of any archive, read one after the other with bounded memory.
+//! Entries of any archive, read one after the other with bounded memory.
 
-use super::{FIRST_ENTRY, LAST_ENTRY, PAX_KEY, RECEIPTS, last_line};
+use super::PAX_KEY;
 use crate::cli::file_error;
 use receipt_store::layout::DATA_BYTES_MAX;
-use receipt_store::{Error, Receipt, Result};
+use receipt_store::{Error, Result};
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 use std::rc::Rc;
-use tar::{Archive, Builder, EntryType, Header};
+use tar::{Archive, EntryType};
 
 /// Most bytes of headers between two entries: long names and PAX headers of a sane archive have a few thousand.
 const HEADERS_BYTES_MAX: u64 = 256 << 10;
 
-/// An archive that is written; a file gets its name when it is whole.
-pub struct TarTarget {
-    name: PathBuf,
-    part: Option<PathBuf>,
-    builder: Builder<BufWriter<Box<dyn Write>>>,
-    file: Option<File>,
-}
-
-impl TarTarget {
-    pub fn open(name: &Path, first_line: &str) -> Result<Self> {
-        let failed = |error| file_error(name, error);
-        let (part, file, out): (_, _, Box<dyn Write>) = if name == Path::new("-") {
-            (None, None, Box::new(std::io::stdout()))
-        } else {
-            let mut part = name.as_os_str().to_owned();
-            part.push(".part");
-            let part = PathBuf::from(part);
-            let file = create_anew(&part).map_err(|error| file_error(&part, error))?;
-            let out = file.try_clone().map_err(failed)?;
-            (Some(part), Some(file), Box::new(out))
-        };
-        let builder = Builder::new(BufWriter::with_capacity(1 << 16, out));
-        let mut target = Self { name: name.to_owned(), part, builder, file };
-        target.append(FIRST_ENTRY, 0, first_line.as_bytes())?;
-        Ok(target)
-    }
-
-    pub fn add(&mut self, receipt: &Receipt, line: &str) -> Result<()> {
-        let stat = receipt.stat();
-        let path = format!("{RECEIPTS}/{}", stat.path);
-        let facts = [("path", path.as_bytes()), (PAX_KEY, line.as_bytes())];
-        self.builder.append_pax_extensions(facts).map_err(|error| file_error(&self.name, error))?;
-        // For programs that know no PAX headers.
-        let short = format!("{RECEIPTS}/{}", stat.header.seq);
-        self.append(&short, stat.header.recorded_at_ms / 1000, receipt.data())
-    }
-
-    fn append(&mut self, name: &str, mtime: u64, data: &[u8]) -> Result<()> {
-        let mut header = Header::new_ustar();
-        let done = header.set_path(name).and_then(|()| {
-            header.set_size(data.len() as u64);
-            header.set_mode(0o644);
-            header.set_mtime(mtime);
-            header.set_cksum();
-            self.builder.append(&header, data)
-        });
-        done.map_err(|error| file_error(&self.name, error))
-    }
-
-    pub fn finish(mut self, receipts: u64) -> Result<()> {
-        self.append(LAST_ENTRY, 0, last_line(receipts).to_string().as_bytes())?;
-        let failed = |error| file_error(&self.name, error);
-        let mut out = self.builder.into_inner().map_err(failed)?;
-        out.flush().map_err(failed)?;
-        let (Some(part), Some(file)) = (&self.part, &self.file) else { return Ok(()) };
-        file.sync_all().and_then(|()| std::fs::rename(part, &self.name)).map_err(failed)?;
-        let folder = self.name.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
-    }
-}
-
-/// A file of this user's own: what was there goes, and a link that somebody else has put there is not followed.
-fn create_anew(name: &Path) -> std::io::Result<File> {
-    match std::fs::remove_file(name) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    File::options().write(true).create_new(true).mode(0o600).open(name)
-}
-
 /// What an archive holds under a name.
 pub enum Content {
-    /// A regular file.
-    File { data: Vec<u8>, line: Option<Vec<u8>>, mtime: u64 },
+    /// A regular file; where its entry ends in the archive.
+    File { data: Vec<u8>, line: Option<Vec<u8>>, mtime: u64, end_bytes: u64 },
     /// Anything else but a folder.
     Other(&'static str),
 }
@@ -100,6 +29,15 @@ pub fn read(name: &Path, visit: &mut dyn FnMut(&[u8], Content) -> Result<bool>) 
     } else {
         Box::new(File::open(name).map_err(|error| file_error(name, error))?)
     };
+    read_from(name, input, visit)
+}
+
+/// As [`read`], from what is open; `name` is for messages.
+pub fn read_from(
+    name: &Path,
+    input: Box<dyn Read>,
+    visit: &mut dyn FnMut(&[u8], Content) -> Result<bool>,
+) -> Result<()> {
     let left = Rc::new(Cell::new(0));
     let mut archive = Archive::new(Bounded { input, left: Rc::clone(&left) });
     let failed = |error| file_error(name, error);
@@ -133,7 +71,8 @@ pub fn read(name: &Path, visit: &mut dyn FnMut(&[u8], Content) -> Result<bool>) 
                         name.display()
                     )));
                 }
-                Content::File { data, line, mtime }
+                let end_bytes = entry.raw_file_position() + size_bytes.next_multiple_of(512);
+                Content::File { data, line, mtime, end_bytes }
             }
         };
         std::io::copy(&mut entry, &mut std::io::sink()).map_err(failed)?;

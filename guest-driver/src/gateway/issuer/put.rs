@@ -76,8 +76,14 @@ impl Issuer {
     ) -> Result<Reply, Fault> {
         let Received { data, hash, room } = received;
         let bytes = data.len();
-        let put =
-            OwnedChange::Put { path: path.clone(), data, is_new_version, class: None, issued_day: None };
+        let put = OwnedChange::Put {
+            path: path.clone(),
+            data,
+            is_new_version,
+            class: None,
+            issued_day: None,
+            version: None,
+        };
         // The body was hashed as it came.
         let mut group = HashedGroup::hashed(put, *hash.as_bytes());
         if let Some(id) = &id {

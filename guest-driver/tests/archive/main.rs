@@ -2,8 +2,10 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)] // a failed step of a test may panic anywhere
 
-#[path = "support/child.rs"]
+#[path = "../support/child.rs"]
 mod child;
+mod resume;
+mod versions;
 
 use child::die_with_parent;
 use std::fs;
@@ -20,13 +22,15 @@ impl Place {
     /// A folder with two empty stores, `a` and `b`, which know two classes.
     fn new() -> Self {
         let place = Self { dir: tempfile::tempdir().unwrap() };
-        for disk in ["a", "b"] {
-            fs::File::create(place.path(disk)).unwrap().set_len(64 << 20).unwrap();
-            place.ok(disk, &["format"]);
-            place.ok(disk, &["policy", "set", "1", "5"]);
-            place.ok(disk, &["policy", "set", "2", "10"]);
-        }
+        ["a", "b"].iter().for_each(|disk| place.empty(disk));
         place
+    }
+
+    fn empty(&self, disk: &str) {
+        fs::File::create(self.path(disk)).unwrap().set_len(64 << 20).unwrap();
+        self.ok(disk, &["format"]);
+        self.ok(disk, &["policy", "set", "1", "5"]);
+        self.ok(disk, &["policy", "set", "2", "10"]);
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -77,6 +81,12 @@ impl Place {
         self.write("other", b"the second version");
         self.ok("a", &["put", "--new-version", "0/4.png", "other", "--class", "2", "--issued", "2025-12-31"]);
         self.ok("a", &["put", "now", "other"]);
+    }
+
+    /// Something else in another store.
+    fn fill_other(&self, disk: &str) {
+        self.write("elsewhere", b"of another store");
+        self.ok(disk, &["put", "elsewhere", "elsewhere"]);
     }
 
     /// What is known of every receipt of a store but where it lies.
@@ -155,54 +165,6 @@ fn a_prefix_exports_only_that() {
     assert_eq!(files_below(&place.path("p/receipts")), 15);
     place.ok("b", &["import", "p"]);
     assert_eq!(place.facts("b").len(), 15);
-}
-
-#[test]
-fn killed_export_is_gone_on_with_and_says_that_it_is_not_complete() {
-    let place = Place::new();
-    place.fill();
-    let mut export = place.command("a", &["export", "out"]).spawn().unwrap();
-    // Killed at the first path that it says.
-    let mut byte = [0];
-    std::io::Read::read_exact(export.stdout.as_mut().unwrap(), &mut byte).unwrap();
-    export.kill().unwrap();
-    export.wait().unwrap();
-    if !place.path("out/manifest.jsonl").exists() {
-        assert!(place.fails("b", &["import", "out"], 2).contains("did not finish"));
-    }
-    // One that was half written when the host went down, one that is longer, one that is another.
-    let receipts = place.path("out/receipts");
-    fs::create_dir_all(receipts.join("1")).unwrap();
-    fs::write(receipts.join("1/1.png"), b"").unwrap();
-    fs::write(receipts.join("1/5.png"), [data(5), b"x".to_vec()].concat()).unwrap();
-    fs::write(receipts.join("now"), b"the wrong version.").unwrap();
-    let output = place.run("a", &["export", "out"]);
-    assert!(output.status.success() && text(&output.stderr).contains("63 receipts"), "{output:?}");
-    assert_eq!(files_below(&receipts), 63);
-    assert!(!place.path("out/receipt.part").exists() && !place.path("out/manifest.jsonl.part").exists());
-    place.ok("b", &["import", "out"]);
-    assert_eq!(place.facts("b"), place.facts("a"));
-    // A third time nothing is left to do.
-    let output = place.run("a", &["export", "out"]);
-    assert!(text(&output.stderr).contains("63 of them were there"), "{output:?}");
-}
-
-#[test]
-fn killed_import_is_gone_on_with() {
-    let place = Place::new();
-    place.fill();
-    for (round, source) in ["out", "out.tar"].iter().enumerate() {
-        place.ok("a", &["export", source]);
-        for _ in 0..3 {
-            let mut import = place.command("b", &["import", source]).spawn().unwrap();
-            let mut byte = [0];
-            let _ = std::io::Read::read_exact(import.stdout.as_mut().unwrap(), &mut byte);
-            import.kill().unwrap();
-            import.wait().unwrap();
-        }
-        place.ok("b", &["import", source]);
-        assert_eq!(place.facts("b"), place.facts("a"), "{round}");
-    }
 }
 
 #[test]
@@ -392,22 +354,6 @@ fn other_programs_read_the_archive_and_ours_reads_theirs() {
         assert_eq!(place.ok("b", &["ls", &format!("{format}/")]).lines().count(), files, "{format}");
     }
     place.ok("b", &["verify"]);
-}
-
-/// Somebody else's link under the name of the unfinished archive would have been written through.
-#[test]
-fn unfinished_archive_follows_no_link() {
-    let place = Place::new();
-    place.fill();
-    place.write("precious", b"precious");
-    symlink("precious", place.path("out.tar.part")).unwrap();
-    place.ok("a", &["export", "out.tar"]);
-    assert_eq!(fs::read(place.path("precious")).unwrap(), b"precious");
-    let mode =
-        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(place.path("out.tar")).unwrap().permissions());
-    assert_eq!(mode & 0o777, 0o600, "receipts are for who exported them");
-    place.ok("b", &["import", "out.tar"]);
-    assert_eq!(place.facts("a"), place.facts("b"));
 }
 
 /// Ids travel with their receipts, and cannot be made up.
