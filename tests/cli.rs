@@ -1,10 +1,14 @@
 //! The command line: what is refused, in one clear line and with exit status 2, and what `--create` makes.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::process::Signal;
 
 use receiptdisk_tests::{Exit, Proc, Scratch, Serve, backend_binary};
 
@@ -311,4 +315,38 @@ fn output_that_cannot_be_written_is_no_panic() {
     assert_eq!(full.status.code(), Some(1));
     let said = String::from_utf8(full.stderr).unwrap();
     assert!(said.lines().count() == 1 && said.contains("No space left"), "{said}");
+}
+
+/// A backend that is stopped, or whose socket is full of others who wait, is said to be silent; one that runs again answers.
+#[test]
+fn operator_of_a_backend_that_is_stopped_is_told_so() {
+    let scratch = Scratch::new();
+    let control = scratch.join("ctl.sock");
+    let mut backend = Serve::image(&scratch.image(SIZE)).ro("front").arg("--control").arg(&control).start();
+    let ctl = |args: &[&str]| {
+        let mut command = Command::new(backend_binary());
+        command.arg("ctl").arg("--control").arg(&control).args(args).output().unwrap()
+    };
+    assert!(ctl(&["--timeout", "30", "status"]).status.success());
+    assert_eq!(ctl(&["status", "--timeout", "0"]).status.code(), Some(2));
+    backend.proc().signal(Signal::STOP);
+    let assert_silent = || {
+        let output = ctl(&["--timeout", "1", "fence", "front"]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("no answer within 1 seconds; the backend is stopped, or busy"), "{said}");
+    };
+    assert_silent();
+    let address = SocketAddrUnix::new(&control).unwrap();
+    let connect_at_once = || {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        connect(&socket, &address).map(|()| socket)
+    };
+    let waiting: Vec<OwnedFd> = std::iter::from_fn(|| connect_at_once().ok()).collect();
+    assert!(waiting.len() > 100, "{} may wait", waiting.len());
+    assert_silent();
+    drop(waiting);
+    backend.proc().signal(Signal::CONT);
+    assert!(ctl(&["status"]).status.success());
 }

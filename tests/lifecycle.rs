@@ -1,11 +1,14 @@
 //! Guests that come, go, are cut off and come again; a backend that is told to stop.
 
 use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use receiptdisk_tests::raw::{Message, RawGuest, Request, Setup, code, status};
-use receiptdisk_tests::{Scratch, Serve, Stand, pattern, readable, until};
+use receiptdisk_tests::{Ctl, Scratch, Serve, Stand, pattern, readable, until};
 
 const REQUEST: usize = 64 << 10;
 
@@ -242,4 +245,88 @@ fn reader_alone_never_has_the_image_open_for_writing() {
         let access_mode = flags.trim().chars().last();
         assert_eq!(access_mode, Some('0'), "O_RDONLY: {info}");
     }
+}
+
+/// Operators that say nothing, stop amid a line, or read no answer.
+#[test]
+fn idle_operators_hold_up_no_stop() {
+    let scratch = Scratch::new();
+    let control = scratch.join("ctl.sock");
+    let mut backend =
+        Serve::image(&scratch.image(Stand::SIZE)).rw("a").arg("--control").arg(&control).start();
+    let connect = || UnixStream::connect(&control).unwrap();
+    let (_silent, mut amid, mut deaf) = (connect(), connect(), connect());
+    amid.write_all(b"{\"command\":").unwrap();
+    deaf.set_nonblocking(true).unwrap();
+    while deaf.write(b"{\"command\":\"status\"}\n").is_ok() {}
+    // Heard after all of them.
+    Ctl::new(control.clone()).ok(&["status"]);
+    let exit = backend.terminate();
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert!(exit.stderr.contains("event=stopped"), "{exit:?}");
+}
+
+/// A socket whose last close waits until its data is read, which is never: whoever closes it is stuck.
+fn socket_that_nobody_can_close() -> (TcpStream, TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let receiver = listener.accept().unwrap().0;
+    sender.set_nonblocking(true).unwrap();
+    while sender.write(&[0; 1 << 16]).is_ok() {}
+    sender.set_nonblocking(false).unwrap();
+    rustix::net::sockopt::set_socket_linger(&sender, Some(std::time::Duration::from_secs(3600))).unwrap();
+    (sender, receiver)
+}
+
+/// Whether a thread of the process is in `close(2)`.
+fn is_closing(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let call = format!("{} ", libc::SYS_close);
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok())
+        .any(|text| text.starts_with(&call))
+}
+
+/// A front end hands over descriptors that block whoever closes them.
+#[test]
+fn descriptors_that_nobody_can_close_hold_up_only_who_brought_them() {
+    let scratch = Scratch::new();
+    let control = scratch.join("ctl.sock");
+    let serve = || {
+        let serve = Serve::image(&scratch.join("disk.img")).arg("--control").arg(&control);
+        serve.arg("--multi-writer").rw("hostile").rw("polite")
+    };
+    scratch.image(Stand::SIZE);
+    let mut backend = serve().start();
+    let mut polite = RawGuest::connect(&backend.socket("polite"));
+    polite.start(Setup { is_tracked: true, ..Setup::default() });
+    let mut hostile = RawGuest::connect(&backend.socket("hostile"));
+    hostile.start_queues(1);
+    hostile.assert_works();
+    // As the way back to it, which operators use, and then replaced.
+    let (sender, receiver) = socket_that_nobody_can_close();
+    let channel = Message::new(code::SET_BACKEND_REQ_FD, &[]);
+    hostile.front().must(&channel, &[sender.as_fd()]);
+    drop(sender);
+    let (_own, other) = UnixStream::pair().unwrap();
+    hostile.front().wire().send(&channel, &[other.as_fd()]).unwrap();
+    until("the descriptor to be closed", || is_closing(backend.proc().pid()).then_some(()));
+    Ctl::new(control.clone()).ok(&["resize", "64M"]);
+    polite.assert_works();
+    // Its place cannot be taken while that is so, and whose fault that is is said.
+    let exit = serve().arg("--replace").run_to_end();
+    assert_eq!(exit.code, Some(2), "{exit:?}");
+    let log = backend.log();
+    assert!(log.contains("event=not-replaced error=\"the front end of guest hostile is amid"), "{log}");
+    polite.assert_works();
+    // Its requests are answered like anybody's, and the process stops as it should.
+    assert_eq!(hostile.request(&Request::write(0, &pattern(1, 0, 4096))).status, status::OK);
+    let exit = backend.terminate();
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert!(exit.stderr.contains("guest=hostile event=front-end-stuck"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("event=stopped"), "{}", exit.stderr);
+    drop((receiver, hostile));
+    let backend = serve().start();
+    polite.reconnect(&backend.socket("polite"));
+    polite.assert_works();
 }

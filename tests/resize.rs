@@ -1,9 +1,10 @@
 //! A disk that grows while guests use it.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt;
 
 use receiptdisk_tests::raw::{Message, RawGuest, Request, Setup, Wire, status};
-use receiptdisk_tests::{Backend, Ctl, Guest, SECTOR, Scratch, Serve, Stand, pattern, until};
+use receiptdisk_tests::{Backend, Ctl, Guest, SECTOR, Scratch, Serve, SmallTmpfs, Stand, pattern, until};
 
 const LARGER: u64 = 2 * Stand::SIZE;
 
@@ -34,7 +35,7 @@ fn assert_told(channel: &Wire) {
 #[test]
 fn every_guest_is_told_and_uses_what_is_new() {
     let scratch = Scratch::new();
-    scratch.image(Stand::SIZE);
+    let image = scratch.image(Stand::SIZE);
     let mut backend = serve(&scratch);
     let [(mut writer, to_writer), (mut reader, to_reader)] =
         ["issuer", "front"].map(|name| guest(&backend, name));
@@ -50,6 +51,9 @@ fn every_guest_is_told_and_uses_what_is_new() {
     assert_eq!(writer.request(&Request::write(last, &data)).status, status::OK);
     assert!(reader.request(&Request::read(last, 4096)).data == data);
     assert_eq!(ctl(&scratch).ok(&["status"])["capacity_bytes"], LARGER);
+    // As `--create` makes it: the host has room for all that is new.
+    let allocated_bytes = std::fs::metadata(&image).unwrap().blocks() * SECTOR as u64;
+    assert!(allocated_bytes >= LARGER - Stand::SIZE, "{allocated_bytes} bytes are allocated");
 
     assert_eq!(backend.terminate().code, Some(0));
     backend = serve(&scratch);
@@ -133,6 +137,24 @@ fn sizes_that_cannot_be_are_refused() {
     assert!(ctl(&scratch).run(&["resize", "48M"]).unwrap_err().contains("67108864 bytes now"));
     ctl(&scratch).ok(&["resize", "64M"]);
     assert_eq!(std::fs::metadata(&image).unwrap().len(), LARGER);
+}
+
+/// A host without room says so at once, and not to a guest that writes later; nothing has changed then.
+#[test]
+fn disk_that_the_host_has_no_room_for_stays_as_it_is() {
+    let scratch = Scratch::new();
+    let _small = SmallTmpfs::mount(scratch.path(), 8 << 20);
+    let image = scratch.image(Stand::SIZE);
+    let backend = serve(&scratch);
+    let (mut writer, _channel) = guest(&backend, "issuer");
+    let ctl = ctl(&scratch);
+    let error = ctl.run(&["resize", "64M"]).unwrap_err();
+    assert!(error.contains("No space left"), "{error}");
+    assert_eq!(std::fs::metadata(&image).unwrap().len(), Stand::SIZE);
+    assert_eq!(ctl.ok(&["status"])["capacity_bytes"], Stand::SIZE);
+    writer.assert_works();
+    ctl.ok(&["resize", "33M"]);
+    writer.assert_works();
 }
 
 #[test]

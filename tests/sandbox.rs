@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
+use std::process::Command;
 
-use receiptdisk_tests::raw::{RawGuest, Request, status};
-use receiptdisk_tests::{Ctl, Scratch, Serve};
+use receiptdisk_tests::raw::{RawGuest, Request, Setup, status};
+use receiptdisk_tests::{Ctl, Proc, Scratch, Serve, until};
 use rustix::process::Signal;
 
 /// "Nobody" and "nogroup" of Debian.
@@ -132,6 +133,76 @@ fn an_unprivileged_user_can_run_it() {
     }
     let mut backend = serve().run_by(&as_nobody).start();
     assert_eq!(ctl.guest("b")["access"], "rw");
+    assert_eq!(backend.terminate().code, Some(0));
+}
+
+/// As nobody, whose processes and threads are counted, and who may have so many of them at first.
+fn run_as_nobody(serve: Serve, threads: Option<u64>) -> Serve {
+    let user = NOBODY.to_string();
+    let mut line: Vec<String> = threads.map(|most| format!("--nproc={most}:4096")).into_iter().collect();
+    line.splice(0..0, threads.map(|_| "prlimit".to_owned()));
+    let setpriv = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups", "--pdeathsig", "KILL"];
+    line.extend(setpriv.map(str::to_owned));
+    serve.run_by(&line.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn ctl_fails(ctl: &Ctl) -> bool {
+    !ctl.start(&["status"]).wait_with_output().unwrap().status.success()
+}
+
+/// Without threads operators are turned away, the process can still be stopped, and one that would take its place and finds none at
+/// any moment of that costs no guest its disk.
+#[test]
+fn user_without_threads_left_loses_no_guest() {
+    let scratch = Scratch::new();
+    let image = scratch.image(1 << 20);
+    for path in [scratch.path(), &image] {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let control = scratch.join("ctl.sock");
+    let serve = || Serve::image(&image).rw("a").arg("--control").arg(&control);
+    let mut backend = run_as_nobody(serve(), None).start();
+    let mut guest = RawGuest::connect(&backend.socket("a"));
+    guest.start(Setup { is_tracked: true, ..Setup::default() });
+    let ctl = Ctl::new(control.clone());
+    let threads = fs::read_dir(format!("/proc/{}/task", backend.proc().pid())).unwrap().count() as u64;
+    // At the first numbers it is one of its workers that is not to be had, then one of the threads that hear guests.
+    let (mut failures, mut limit) = (0, 0);
+    for more in 1.. {
+        limit = threads + more;
+        let mut fresh = run_as_nobody(serve().arg("--replace"), Some(limit)).spawn();
+        until("one of the two to end", || {
+            (!fresh.proc().is_running() || !backend.proc().is_running()).then_some(())
+        });
+        if !backend.proc().is_running() {
+            assert_eq!(backend.proc().wait().code, Some(0));
+            backend = fresh;
+            break;
+        }
+        let exit = fresh.proc().wait();
+        assert_eq!(exit.code, Some(2), "{exit:?}");
+        failures += 1;
+        guest.assert_works();
+    }
+    assert!(failures > 2, "{failures} failures");
+    guest.assert_works();
+    let idlers = || {
+        let start = |_| {
+            let mut idler = Command::new("setpriv");
+            let user = NOBODY.to_string();
+            idler.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--pdeathsig", "KILL"]);
+            Proc::spawn(idler.args(["sleep", "1000"]), &scratch.join("idler.log"))
+        };
+        (0..limit).map(start).collect::<Vec<_>>()
+    };
+    let all = idlers();
+    until("an operator to be turned away", || ctl_fails(&ctl).then_some(()));
+    assert!(backend.log().contains("event=control-failed"), "{}", backend.log());
+    guest.assert_works();
+    drop(all);
+    until("an operator to be heard", || (!ctl_fails(&ctl)).then_some(()));
+    let _all = idlers();
+    until("an operator to be turned away", || ctl_fails(&ctl).then_some(()));
     assert_eq!(backend.terminate().code, Some(0));
 }
 

@@ -11,7 +11,10 @@ use crate::engine::EngineKind;
 use crate::error::StartError;
 use crate::guest_args::{check_guests, parse_guest};
 use crate::image::{CacheMode, ImageOptions};
-use crate::limits::{DEFAULT_POLL_US, MAX_POLL_US, MAX_QUEUE_SIZE, MAX_QUEUES, MAX_SEAL_COMMAND_RANGES};
+use crate::limits::{
+    DEFAULT_CTL_SECONDS, DEFAULT_POLL_US, MAX_CTL_SECONDS, MAX_POLL_US, MAX_QUEUE_SIZE, MAX_QUEUES,
+    MAX_SEAL_COMMAND_RANGES,
+};
 use crate::role::{ReadMode, Role};
 use crate::socket::SocketAccess;
 use crate::throttle::Limits;
@@ -51,6 +54,10 @@ struct Ctl {
     /// Print the answer as JSON
     #[arg(long, global = true)]
     json: bool,
+    /// Seconds to wait for the answer; the backend may carry the command out later
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = DEFAULT_CTL_SECONDS,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CTL_SECONDS)))]
+    timeout: u32,
     #[command(subcommand)]
     command: CtlCommand,
 }
@@ -271,6 +278,8 @@ pub enum Action {
         commands: Vec<ControlCommand>,
         /// Whether to print JSON.
         as_json: bool,
+        /// How long to wait for the answer to each.
+        patience: Duration,
     },
     /// Print the capabilities.
     PrintCapabilities,
@@ -307,7 +316,8 @@ impl Ctl {
             CtlCommand::Seal { ranges } => in_turns(&ranges, |ranges| ControlCommand::Seal { ranges })?,
             CtlCommand::Unseal { ranges } => in_turns(&ranges, |ranges| ControlCommand::Unseal { ranges })?,
         };
-        Ok(Action::Ctl { socket: self.control, commands, as_json: self.json })
+        let patience = Duration::from_secs(self.timeout.into());
+        Ok(Action::Ctl { socket: self.control, commands, as_json: self.json, patience })
     }
 }
 

@@ -26,7 +26,9 @@ impl Channels {
         if fd.as_ref().is_some_and(|fd| !is_socket(fd)) {
             return false;
         }
-        *self.0[guest].lock().unwrap_or_else(PoisonError::into_inner) = fd;
+        let old = std::mem::replace(&mut *self.0[guest].lock().unwrap_or_else(PoisonError::into_inner), fd);
+        // Not while others wait for the lock: a socket may be such that its close takes for ever.
+        drop(old);
         true
     }
 

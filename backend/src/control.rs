@@ -8,17 +8,17 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::Scope;
+use std::thread::{self, Scope};
 use std::time::Duration;
 
 use log::Level;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::connections::Connections;
 use crate::handover::Giver;
 use crate::interrupt::Interrupt;
-use crate::limits::{CONTROL_CLIENT_SECONDS, MAX_CONTROL_CONNECTIONS, MAX_CONTROL_LINE_BYTES};
+use crate::limits::{CONTROL_ANSWER_SECONDS, CONTROL_CLIENT_SECONDS, MAX_CONTROL_LINE_BYTES};
 use crate::log_limit::LogLimit;
 use crate::operator::Operator;
 use crate::order::ByteRange;
@@ -88,7 +88,7 @@ pub struct Control<'a> {
     /// Gives everything to another process.
     pub giver: Option<Giver<'a>>,
     /// Connections at the moment.
-    pub connections: AtomicUsize,
+    pub connections: Connections,
 }
 
 impl<'a> Control<'a> {
@@ -114,19 +114,7 @@ impl<'a> Control<'a> {
                 Err(error) => log::warn!("event=control-failed error=\"{error}\""),
             }
             match listener.accept() {
-                Ok(Some(stream))
-                    if self.connections.fetch_add(1, Ordering::AcqRel) < MAX_CONTROL_CONNECTIONS =>
-                {
-                    scope.spawn(move || {
-                        if let Err(error) = self.serve_connection(&stream) {
-                            log::debug!("event=control-client-gone error=\"{error}\"");
-                        }
-                        self.connections.fetch_sub(1, Ordering::AcqRel);
-                    });
-                }
-                Ok(Some(_)) => {
-                    self.connections.fetch_sub(1, Ordering::AcqRel);
-                }
+                Ok(Some(stream)) => self.start_connection(stream, scope, &mut log),
                 Ok(None) => {}
                 // Out of descriptors or the like: it passes, and who connects stays where he is meanwhile.
                 Err(error) => {
@@ -137,11 +125,28 @@ impl<'a> Control<'a> {
         }
     }
 
+    /// Nobody is heard while there are too many already, or no thread is to be had.
+    fn start_connection<'s>(&'s self, stream: UnixStream, scope: &'s Scope<'s, '_>, log: &mut LogLimit)
+    where
+        'a: 's,
+    {
+        let Some((number, stream)) = self.connections.add(stream) else { return };
+        let serve = move || {
+            if let Err(error) = self.serve_connection(&stream) {
+                log::debug!("event=control-client-gone error=\"{error}\"");
+            }
+            self.connections.remove(number);
+        };
+        if let Err(error) = thread::Builder::new().name("operator".into()).spawn_scoped(scope, serve) {
+            self.connections.remove(number);
+            log.log(Level::Warn, format_args!("event=control-failed error=\"{error}\""));
+        }
+    }
+
     fn serve_connection(&self, stream: &UnixStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
-        let patience = Some(Duration::from_secs(CONTROL_CLIENT_SECONDS));
-        stream.set_read_timeout(patience)?;
-        stream.set_write_timeout(patience)?;
+        stream.set_read_timeout(Some(Duration::from_secs(CONTROL_CLIENT_SECONDS)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(CONTROL_ANSWER_SECONDS)))?;
         let mut lines = BufReader::new(stream);
         loop {
             let mut line = String::new();

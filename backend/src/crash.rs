@@ -1,5 +1,6 @@
 //! Places at which a test can have the process killed: `RECEIPTDISK_CRASH_AT=POINT:COUNT` kills it when it is at that
-//! point for the COUNT-th time. In builds without debug assertions there is nothing of it.
+//! point for the COUNT-th time, `POINT:COUNT:stop` stops it there until it is told to go on (SIGCONT). In builds without
+//! debug assertions there is nothing of it.
 
 /// A place between two steps in the life of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub enum Point {
     Prepared,
     /// It has what belongs to the guests, who pause.
     Given,
-    /// It has started their rings.
+    /// It has mapped their memory and knows their rings, none of which runs.
     Restored,
     /// It has said so, and takes no request yet.
     Taken,
@@ -54,6 +55,7 @@ mod armed {
     struct Armed {
         point: String,
         passes_left: AtomicU64,
+        signal: i32,
     }
 
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
@@ -63,17 +65,19 @@ mod armed {
         let Some(armed) = ARMED.get_or_init(read_variable) else { return };
         if armed.point == format!("{point:?}") && armed.passes_left.fetch_sub(1, Ordering::AcqRel) == 1 {
             // SAFETY: the call takes a number and touches no memory.
-            unsafe { libc::raise(libc::SIGKILL) };
+            unsafe { libc::raise(armed.signal) };
             // Nothing more happens here, even if the signal takes a moment.
-            loop {
-                std::thread::park();
+            if armed.signal == libc::SIGKILL {
+                std::thread::sleep(std::time::Duration::MAX);
             }
         }
     }
 
     fn read_variable() -> Option<Armed> {
         let text = std::env::var(VARIABLE).ok()?;
-        let (point, count) = text.split_once(':')?;
-        Some(Armed { point: point.to_owned(), passes_left: AtomicU64::new(count.parse().ok()?) })
+        let mut parts = text.split(':');
+        let (point, count) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?);
+        let signal = if parts.next() == Some("stop") { libc::SIGSTOP } else { libc::SIGKILL };
+        Some(Armed { point, passes_left: AtomicU64::new(count), signal })
     }
 }

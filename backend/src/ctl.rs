@@ -1,9 +1,12 @@
 //! `ctl`: asks a running backend over its control socket and prints the answer.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -17,19 +20,37 @@ pub enum CtlError {
     Unreachable { path: PathBuf, error: io::Error },
     #[error("control socket {0}: the answer is not understood")]
     BadAnswer(PathBuf),
+    #[error(
+        "control socket {path}: no answer within {seconds} seconds; the backend is stopped, or busy: it may still carry the command out (--timeout waits longer)"
+    )]
+    Silent { path: PathBuf, seconds: u64 },
+    #[error("control socket {0}: the backend has ended, or another one has taken its place; ask again")]
+    Gone(PathBuf),
     #[error("it is done, but standard output cannot be written: {0}")]
     Output(#[from] io::Error),
     #[error("{0}")]
     Refused(String),
 }
 
-/// Sends one command; prints the result for people, or as JSON.
+/// Sends one command and waits at most `patience` for the answer; prints the result for people, or as JSON.
 ///
 /// # Errors
 /// See [`CtlError`].
-pub fn run(socket: &Path, command: &ControlCommand, as_json: bool) -> Result<(), CtlError> {
-    let answer =
-        ask(socket, command).map_err(|error| CtlError::Unreachable { path: socket.into(), error })?;
+pub fn run(
+    socket: &Path,
+    command: &ControlCommand,
+    as_json: bool,
+    patience: Duration,
+) -> Result<(), CtlError> {
+    let answer = ask(socket, command, Instant::now() + patience).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            CtlError::Silent { path: socket.into(), seconds: patience.as_secs() }
+        }
+        _ => CtlError::Unreachable { path: socket.into(), error },
+    })?;
+    if answer.is_empty() {
+        return Err(CtlError::Gone(socket.into()));
+    }
     let answer: Value = serde_json::from_str(&answer).map_err(|_| CtlError::BadAnswer(socket.into()))?;
     if answer["ok"] != Value::Bool(true) {
         let error = answer["error"].as_str().ok_or_else(|| CtlError::BadAnswer(socket.into()))?;
@@ -54,12 +75,36 @@ fn say(text: &str) -> Result<(), CtlError> {
     }
 }
 
-fn ask(socket: &Path, command: &ControlCommand) -> io::Result<String> {
-    let mut stream = UnixStream::connect(socket)?;
+/// The answer's line, without the end of the line; empty if the backend hangs up.
+fn ask(socket: &Path, command: &ControlCommand, deadline: Instant) -> io::Result<String> {
+    let mut stream = connect(socket, deadline)?;
+    stream.set_write_timeout(Some(left(deadline)))?;
     writeln!(stream, "{}", serde_json::to_string(command)?)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    Ok(answer)
+    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    while !answer.ends_with(b"\n") {
+        stream.set_read_timeout(Some(left(deadline)))?;
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(&piece[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
+            Err(error) => return Err(error),
+        }
+    }
+    String::from_utf8(answer).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Waits at most until `deadline` where others wait to be let in.
+fn connect(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&stream, Timeout::Send, Some(left(deadline)))?;
+    rustix::net::connect(&stream, &SocketAddrUnix::new(socket)?)?;
+    Ok(stream.into())
+}
+
+/// No time at all would mean for ever.
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 /// One `key: value` a line; a list of guests becomes a table, any other list a line each.

@@ -56,6 +56,16 @@ impl Guest {
     pub fn serve(&self, shared: &Arc<Shared>, interrupt: &Interrupt, mut taken: Option<Front>) {
         let mut log = LogLimit::default();
         let mut pause = PAUSE_FIRST;
+        // Only now is there no other process that would go on with its rings.
+        if let Some(front) = &mut taken
+            && let Err(error) = front.session.resume()
+        {
+            log.log(
+                Level::Warn,
+                format_args!("guest={} event=connection-dropped error=\"{error}\"", self.name),
+            );
+            taken.take().into_iter().for_each(|front| front.session.end(false));
+        }
         while let Some(front) =
             taken.take().or_else(|| self.next_front(&mut pause, shared, interrupt, &mut log))
         {

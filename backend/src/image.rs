@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, StatxFlags, fallocate, statx};
+use rustix::io::{Errno, retry_on_intr};
 use thiserror::Error;
 
 use crate::error::StartError;
@@ -173,7 +174,8 @@ impl Image {
         self.capacity_bytes.load(Ordering::Acquire)
     }
 
-    /// Makes the file `bytes` long, or looks whether the device is; the disk stays as it is until [`Image::adopt`].
+    /// Makes the file `bytes` long, with its new part allocated where the file system can, or looks whether the device is; the disk
+    /// stays as it is until [`Image::adopt`].
     ///
     /// # Errors
     /// See [`ResizeError`].
@@ -189,7 +191,8 @@ impl Image {
         let is_file = writer.metadata()?.file_type().is_file();
         let present = { writer }.seek(SeekFrom::End(0))?;
         match is_file {
-            true if present <= bytes => Ok(writer.set_len(bytes)?),
+            true if present < bytes => allocate(writer, present, bytes),
+            true if present == bytes => Ok(()),
             false if present == bytes => Ok(()),
             _ => Err(ResizeError::Present { bytes, present }),
         }
@@ -247,6 +250,26 @@ fn find_or_create(options: &ImageOptions) -> Result<(), StartError> {
         () => "a character device",
     };
     Err(StartError::NotAnImage { path: path.clone(), kind })
+}
+
+/// As `--create` makes a file: a guest must not learn only when it writes that the host has no room. What a file system cannot
+/// allocate it gets when it is written.
+fn allocate(file: &File, present: u64, bytes: u64) -> Result<(), ResizeError> {
+    let told = retry_on_intr(|| fallocate(file, FallocateFlags::empty(), present, bytes - present));
+    match told {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP) => {
+            log::warn!(
+                "event=not-allocated bytes={bytes} the file system gets room for them when they are written"
+            );
+            Ok(file.set_len(bytes)?)
+        }
+        Err(error) => {
+            // What it has got up to there is of no use.
+            file.set_len(present)?;
+            Err(ResizeError::Io(error.into()))
+        }
+    }
 }
 
 /// A new, fully allocated file of `bytes` zero bytes, durable when this returns. It gets its name only

@@ -179,27 +179,66 @@ impl Region {
         size: u16,
         used_index: u16,
     ) -> Result<(Tracker, Recovered), InflightError> {
-        let queue = u16::try_from(queue).ok().filter(|&queue| queue < self.queues && size <= self.queue_size);
-        let bad_shape = InflightError::BadShape { queues: self.queues, queue_size: self.queue_size };
-        let start = self.queue_start(queue.ok_or(bad_shape)?);
+        let (start, last_batch) = self.look(queue, size, used_index)?;
         let region = Arc::clone(self);
         let batch = Vec::with_capacity(usize::from(size));
         let mut tracker = Tracker { region, start, next_counter: 0, last_batch_head: 0, batch };
-        let recovered = match self.load(start + VERSION_AT) {
-            0 => {
+        let recovered = match last_batch {
+            None => {
                 tracker.begin(used_index);
                 Recovered::default()
             }
-            VERSION if self.load::<u16>(start + QUEUE_SIZE_AT) == self.queue_size => {
-                tracker.end_last_batch(size, used_index)?;
+            Some(heads) => {
+                tracker.end_last_batch(&heads, used_index);
                 tracker.in_flight(size)
-            }
-            version => {
-                let queue_size = self.load(start + QUEUE_SIZE_AT);
-                return Err(InflightError::OtherLayout { version, queue_size });
             }
         };
         Ok((tracker, recovered))
+    }
+
+    /// Whether [`Region::recover`] would understand what is here. Changes nothing.
+    ///
+    /// # Errors
+    /// As for [`Region::recover`].
+    pub fn check(&self, queue: usize, size: u16, used_index: u16) -> Result<(), InflightError> {
+        self.look(queue, size, used_index).map(|_| ())
+    }
+
+    /// Where the ring's part begins, and the heads that the used index shows although they may still be marked; no list if the
+    /// ring has never run.
+    fn look(
+        &self,
+        queue: usize,
+        size: u16,
+        used_index: u16,
+    ) -> Result<(usize, Option<Vec<u16>>), InflightError> {
+        let queue = u16::try_from(queue).ok().filter(|&queue| queue < self.queues && size <= self.queue_size);
+        let bad_shape = InflightError::BadShape { queues: self.queues, queue_size: self.queue_size };
+        let start = self.queue_start(queue.ok_or(bad_shape)?);
+        match (self.load(start + VERSION_AT), self.load(start + QUEUE_SIZE_AT)) {
+            (0, _) => Ok((start, None)),
+            (VERSION, queue_size) if queue_size == self.queue_size => {
+                Ok((start, Some(self.last_batch(start, size, used_index)?)))
+            }
+            (version, queue_size) => Err(InflightError::OtherLayout { version, queue_size }),
+        }
+    }
+
+    fn last_batch(&self, start: usize, size: u16, used_index: u16) -> Result<Vec<u16>, InflightError> {
+        let count = used_index.wrapping_sub(self.load(start + USED_INDEX_AT));
+        if count > size {
+            return Err(InflightError::OtherRing("its used index has gone on without it"));
+        }
+        let mut heads = Vec::with_capacity(usize::from(count));
+        let mut head: u16 = self.load(start + LAST_BATCH_HEAD_AT);
+        for _ in 0..count {
+            if head >= size {
+                return Err(InflightError::OtherRing("its last batch is not one of the ring"));
+            }
+            heads.push(head);
+            head = self.load(start + head_at(head) + NEXT_AT);
+        }
+        Ok(heads)
     }
 
     fn queue_start(&self, queue: u16) -> usize {
@@ -268,22 +307,10 @@ impl Tracker {
     }
 
     /// Clears what the used index shows although it is still marked.
-    fn end_last_batch(&mut self, size: u16, used_index: u16) -> Result<(), InflightError> {
-        let mut head: u16 = self.load(LAST_BATCH_HEAD_AT);
-        self.last_batch_head = head;
-        let count = used_index.wrapping_sub(self.load(USED_INDEX_AT));
-        if count > size {
-            return Err(InflightError::OtherRing("its used index has gone on without it"));
-        }
-        for _ in 0..count {
-            if head >= size {
-                return Err(InflightError::OtherRing("its last batch is not one of the ring"));
-            }
-            self.mark(head, NOT_MARKED);
-            head = self.load(head_at(head) + NEXT_AT);
-        }
+    fn end_last_batch(&mut self, heads: &[u16], used_index: u16) {
+        self.last_batch_head = self.load(LAST_BATCH_HEAD_AT);
+        heads.iter().for_each(|&head| self.mark(head, NOT_MARKED));
         self.store(USED_INDEX_AT, used_index);
-        Ok(())
     }
 
     /// Reads the marks, and goes on counting after them.
@@ -323,13 +350,6 @@ impl Recovered {
     #[must_use]
     pub fn count(&self) -> usize {
         self.started.len() + self.waiting.len()
-    }
-
-    /// The same, with nothing to be done before all else.
-    #[must_use]
-    pub fn all_waiting(self) -> Self {
-        let waiting = [self.started, self.waiting].concat();
-        Self { started: Vec::new(), waiting }
     }
 }
 

@@ -5,6 +5,7 @@
 //! 1. The event is readable exactly while the process stops or pauses.
 //! 2. A thread that has parked hears nobody until the pause is over: what it would hear is the next process's.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +33,8 @@ enum Phase {
 #[derive(Debug, Default)]
 struct State {
     phase: Phase,
-    parked: usize,
+    /// Threads.
+    parked: BTreeSet<usize>,
     /// By thread.
     gifts: Vec<(usize, Gift)>,
 }
@@ -95,7 +97,7 @@ impl Interrupt {
         if state.phase == Phase::Running {
             return;
         }
-        state.parked += 1;
+        state.parked.insert(thread);
         self.changed.notify_all();
         state = self.wait_while(state, Phase::Pausing);
         if state.phase == Phase::Giving {
@@ -106,26 +108,26 @@ impl Interrupt {
             self.changed.notify_all();
             state = self.wait_while(state, Phase::Giving);
         }
-        state.parked -= 1;
+        state.parked.remove(&thread);
         self.changed.notify_all();
     }
 
-    /// Has all threads park; false if one of them does not until `deadline`.
+    /// Has all threads park; returns the first of those that have not until `deadline`.
     ///
     /// # Errors
     /// When the kernel refuses, which it should not.
-    pub fn pause(&self, deadline: Instant) -> io::Result<bool> {
+    pub fn pause(&self, deadline: Instant) -> io::Result<Option<usize>> {
         let mut state = self.lock();
         state.phase = Phase::Pausing;
         self.is_pausing.store(true, Ordering::Release);
         self.raise()?;
-        while state.parked < self.threads {
+        while let Some(missing) = (0..self.threads).find(|thread| !state.parked.contains(thread)) {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                return Ok(false);
+                return Ok(Some(missing));
             };
             (state, _) = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// What the parked threads have, by thread.
@@ -151,7 +153,7 @@ impl Interrupt {
             let _ = rustix::io::read(&self.event, &mut [0; 8]);
         }
         self.changed.notify_all();
-        while state.parked > 0 {
+        while !state.parked.is_empty() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -203,7 +205,7 @@ mod tests {
                 });
             }
             for round in 0..rounds {
-                assert!(interrupt.pause(Instant::now() + LONG).unwrap());
+                assert_eq!(interrupt.pause(Instant::now() + LONG).unwrap(), None);
                 if round % 2 == 0 {
                     let threads: Vec<usize> = interrupt.collect().iter().map(|(thread, _)| *thread).collect();
                     assert_eq!(threads, [0, 1, 2]);
@@ -219,7 +221,7 @@ mod tests {
     #[test]
     fn thread_that_does_not_park_ends_the_pause() {
         let interrupt = Interrupt::new(1).unwrap();
-        assert!(!interrupt.pause(Instant::now()).unwrap());
+        assert_eq!(interrupt.pause(Instant::now()).unwrap(), Some(0));
         interrupt.resume();
         interrupt.park(0, || panic!("there is no pause"));
         interrupt.stop().unwrap();

@@ -112,6 +112,9 @@ pub const MAX_RECOVERY_WAIT_SECONDS: u64 = 10;
 /// Seconds a stop may take before the process gives up and says so.
 pub const STOP_DEADLINE_SECONDS: u64 = 10;
 
+/// Milliseconds that a stop waits for the guests' threads before it looks after their requests itself, and as long after that.
+pub const STOP_PATIENCE_MS: u64 = 2000;
+
 /// Bytes of the answer to GET_ID (virtio 1.2, 5.2.6).
 pub const SERIAL_BYTES: usize = 20;
 
@@ -124,8 +127,17 @@ pub const MAX_DIRTY_RANGES: usize = 4096;
 /// Front ends that may wait at a socket to be accepted.
 pub const MAX_WAITING_CONNECTIONS: i32 = 128;
 
-/// Seconds that a client of the control socket may be silent, or leave an answer unread.
+/// Seconds that a client of the control socket may be silent.
 pub const CONTROL_CLIENT_SECONDS: u64 = 30;
+
+/// Seconds that it may leave an answer unread; less than a stop may take.
+pub const CONTROL_ANSWER_SECONDS: u64 = 5;
+
+/// Seconds that `ctl` waits for an answer, where nothing else is said.
+pub const DEFAULT_CTL_SECONDS: u32 = 60;
+
+/// The most that may be said: a day.
+pub const MAX_CTL_SECONDS: u32 = 86_400;
 
 /// Connections to the control socket at once.
 pub const MAX_CONTROL_CONNECTIONS: usize = 16;

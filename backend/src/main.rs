@@ -43,10 +43,15 @@ fn main() -> ExitCode {
             }
             Err(error) => fail(&format!("error: {error}")),
         },
-        Ok(Action::Ctl { socket, commands, as_json }) => {
-            match commands.iter().try_for_each(|command| ctl::run(&socket, command, as_json)) {
+        Ok(Action::Ctl { socket, commands, as_json, patience }) => {
+            match commands.iter().try_for_each(|command| ctl::run(&socket, command, as_json, patience)) {
                 Ok(()) => ExitCode::SUCCESS,
-                Err(error @ (CtlError::Refused(_) | CtlError::Output(_))) => {
+                Err(
+                    error @ (CtlError::Refused(_)
+                    | CtlError::Output(_)
+                    | CtlError::Silent { .. }
+                    | CtlError::Gone(_)),
+                ) => {
                     eprintln!("receiptdisk-backend: error: {error}");
                     ExitCode::FAILURE
                 }

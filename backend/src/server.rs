@@ -9,9 +9,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use rustix::process::Resource;
 use rustix::thread::{CpuSet, sched_getaffinity};
@@ -20,6 +18,7 @@ use signal_hook::iterator::Signals;
 
 use crate::activation::{Activation, CONTROL};
 use crate::args::{Config, EndpointConfig, GuestConfig};
+use crate::connections::Connections;
 use crate::control::Control;
 use crate::description::{announce, serial, static_status};
 use crate::disk::Disk;
@@ -28,9 +27,9 @@ use crate::error::StartError;
 use crate::gate::Gate;
 use crate::guest::Guest;
 use crate::handover::{Giver, Takeover};
+use crate::house::House;
 use crate::image::Image;
 use crate::interrupt::Interrupt;
-use crate::limits::STOP_DEADLINE_SECONDS;
 use crate::operator::{Configured, Operator, check_writers};
 use crate::places;
 use crate::record::Recorder;
@@ -91,7 +90,6 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     let interrupt = interrupt.map_err(system("cannot make an eventfd"))?;
     activation.check_all_taken()?;
     let sandbox = give_up_rights(config).map_err(system("cannot give up rights; see --sandbox"))?;
-    shared.set_handing_over(takeover.is_some());
     if takeover.is_none() {
         sync_before_first_read(&shared, &operator);
     }
@@ -118,43 +116,34 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
             is_recorded: config.record.is_some(),
             supervisor: std::env::var("NOTIFY_SOCKET").ok().or_else(|| takeover.as_ref()?.supervisor()),
         }),
-        connections: AtomicUsize::new(0),
+        connections: Connections::default(),
     };
-    let fronts = match takeover {
-        Some(takeover) => takeover.cross(&shared, &guests)?,
-        None => guests.iter().map(|_| None).collect(),
+    let house = House {
+        shared: &shared,
+        operator: &operator,
+        interrupt: &interrupt,
+        guests: &guests,
+        control: &control,
     };
-    // From here on there is no other process.
-    guests.iter().for_each(|guest| guest.endpoint.keep());
-    control_listener.iter().for_each(Listener::keep);
-    shared.recovery.take_note();
-    shared.set_handing_over(false);
-    operator.keep_poison();
-    announce(config, &shared, sandbox);
     thread::scope(|scope| {
-        if let Some(listener) = &control_listener {
-            let thread = guests.len();
-            let (control, interrupt) = (&control, &interrupt);
-            scope.spawn(move || control.serve(listener, interrupt, thread, scope));
-        }
-        scope.spawn(|| shared.run_recovery());
-        for (guest, front) in guests.iter().zip(fronts) {
-            let (shared, interrupt) = (&shared, &interrupt);
-            scope.spawn(move || guest.serve(shared, interrupt, front));
-        }
+        // Before another process is told that it may go: a thread that cannot be made must not cost anybody his disk.
+        let threads = house.start_threads(scope, control_listener.as_ref())?;
+        let fronts = match takeover {
+            Some(takeover) => takeover.cross(&shared, &guests)?,
+            None => guests.iter().map(|_| None).collect(),
+        };
+        // From here on there is no other process.
+        guests.iter().for_each(|guest| guest.endpoint.keep());
+        control_listener.iter().for_each(Listener::keep);
+        shared.recovery.take_note();
+        operator.keep_poison();
+        announce(config, &shared, sandbox);
+        let ended = threads.begin(fronts);
         let signal = signals.forever().next();
         log::info!("event=stopping signal={}", signal.unwrap_or(SIGTERM));
-        start_stop_deadline();
-        // A replacement comes to its end first: either this process goes on, or it is gone.
-        let _command = operator.begin_command();
-        shared.recovery.stop();
-        guests.iter().for_each(|guest| guest.endpoint.close());
-        control_listener.iter().for_each(Listener::close);
-        if let Err(error) = interrupt.stop() {
-            log::error!("event=stop-failed error=\"{error}\"");
-            std::process::exit(1);
-        }
-    });
+        house.stop(control_listener.as_ref(), &ended);
+        Ok(())
+    })?;
     for index in 0..workers.len() {
         shared.mailbox(index).send(Mail::Exit);
     }
@@ -162,6 +151,11 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     shared.syncer.stop();
     join(syncer);
     drop((guests, control_listener));
+    last_sync(&shared, &operator)
+}
+
+/// All that was answered becomes durable.
+pub(crate) fn last_sync(shared: &Shared, operator: &Operator) -> Result<(), StartError> {
     shared.disk.finish_record().map_err(system("cannot write the log of --record"))?;
     if !shared.disk.is_poisoned() {
         let synced = shared.disk.sync();
@@ -172,7 +166,7 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-fn system(doing: &'static str) -> impl Fn(io::Error) -> StartError {
+pub(crate) fn system(doing: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::System { doing, error }
 }
 
@@ -348,15 +342,6 @@ fn raise_descriptor_limit() {
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
         log::debug!("event=descriptor-limit-not-raised error=\"{error}\"");
     }
-}
-
-/// A disk that hangs must not keep the process for ever.
-fn start_stop_deadline() {
-    thread::spawn(|| {
-        thread::sleep(Duration::from_secs(STOP_DEADLINE_SECONDS));
-        log::error!("event=stop-timed-out seconds={STOP_DEADLINE_SECONDS} requests are still in flight");
-        std::process::exit(1);
-    });
 }
 
 fn join(thread: JoinHandle<()>) {

@@ -1,6 +1,8 @@
 //! What all guests share: the disk, the order of requests on it, and what is counted.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Instant;
 
 use crate::channel::Channels;
 use crate::disk::Disk;
@@ -23,8 +25,8 @@ pub struct Shared {
     pub channels: Channels,
     /// Who is waited for after a kill.
     pub recovery: Recovery,
-    /// Whether no request is taken because another process is about to take this one's place, or the other way round.
-    is_handing_over: AtomicBool,
+    /// Whether no request is taken because this process is about to end, or another one to take its place.
+    is_closing: AtomicBool,
     stats: Vec<GuestStats>,
 }
 
@@ -33,9 +35,9 @@ impl Shared {
     #[must_use]
     pub fn new(disk: Disk, gate: Gate, recovery: Recovery, workers: usize) -> Self {
         let stats = (0..workers).map(|_| GuestStats::default()).collect();
-        let is_handing_over = AtomicBool::new(false);
+        let is_closing = AtomicBool::new(false);
         let (syncer, channels) = (Syncer::default(), Channels::new(workers));
-        Self { disk, syncer, gate, channels, recovery, is_handing_over, stats }
+        Self { disk, syncer, gate, channels, recovery, is_closing, stats }
     }
 
     /// Carries out slow operations until the syncer is stopped, and calls `keep_poison` before any guest
@@ -58,21 +60,27 @@ impl Shared {
     /// Whether new requests must wait in their rings.
     #[must_use]
     pub fn is_holding(&self) -> bool {
-        self.is_handing_over() || self.recovery.is_holding()
+        self.is_closing.load(Ordering::Acquire) || self.recovery.is_holding()
     }
 
-    /// Whether this process and another are about to change places.
-    #[must_use]
-    pub fn is_handing_over(&self) -> bool {
-        self.is_handing_over.load(Ordering::Acquire)
+    /// Has new requests of all guests wait in their rings, and returns once those that were taken are answered; false if they
+    /// are not until `deadline`.
+    pub fn close_rings(&self, deadline: Instant) -> bool {
+        self.is_closing.store(true, Ordering::Release);
+        let ask = |worker| {
+            let (reply, answer) = mpsc::channel();
+            self.mailbox(worker).send(Mail::TellWhenIdle { reply });
+            answer
+        };
+        let answers: Vec<_> = (0..self.stats.len()).map(ask).collect();
+        let left = || deadline.saturating_duration_since(Instant::now());
+        answers.into_iter().all(|answer| answer.recv_timeout(left()).is_ok())
     }
 
-    /// Has new requests of all guests wait in their rings while one process takes the place of another.
-    pub fn set_handing_over(&self, is_handing_over: bool) {
-        self.is_handing_over.store(is_handing_over, Ordering::Release);
-        if !is_handing_over {
-            self.wake_workers();
-        }
+    /// Takes requests again after [`Shared::close_rings`].
+    pub fn open_rings(&self) {
+        self.is_closing.store(false, Ordering::Release);
+        self.wake_workers();
     }
 
     fn wake_workers(&self) {

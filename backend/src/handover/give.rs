@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::socket_peercred;
@@ -18,7 +17,6 @@ use crate::operator::Operator;
 use crate::session::SessionError;
 use crate::shared::Shared;
 use crate::socket::{Endpoint, Listener};
-use crate::worker::Mail;
 
 /// Why the new process does not take over.
 #[derive(Debug, Error)]
@@ -34,8 +32,8 @@ pub enum GiveError {
     Recovering,
     #[error("it stops")]
     Stopping,
-    #[error("a front end is amid a message")]
-    NotParked,
+    #[error("the front end of guest {0} is amid a message that does not end")]
+    NotParked(String),
     #[error("requests in flight do not end")]
     NotIdle,
     #[error("guest {guest}: {error}")]
@@ -108,8 +106,8 @@ impl Giver<'_> {
         let began = Instant::now();
         let crossed = self.cross(&link, began + Duration::from_millis(HANDOVER_PAUSE_MS));
         if let Err(error) = crossed {
+            self.shared.open_rings();
             self.interrupt.resume();
-            self.shared.set_handing_over(false);
             return Err(error);
         }
         self.tell_supervisor(stream);
@@ -119,11 +117,13 @@ impl Giver<'_> {
 
     /// The pause of the guests.
     fn cross(&self, link: &Link<'_>, deadline: Instant) -> Result<(), GiveError> {
-        if !self.interrupt.pause(deadline)? {
-            return Err(GiveError::NotParked);
+        if let Some(thread) = self.interrupt.pause(deadline)? {
+            let guest = self.guests.iter().find(|guest| guest.worker == thread);
+            return Err(GiveError::NotParked(guest.map_or_else(String::new, |guest| guest.name.clone())));
         }
-        self.shared.set_handing_over(true);
-        self.wait_until_idle(deadline)?;
+        if !self.shared.close_rings(deadline) {
+            return Err(GiveError::NotIdle);
+        }
         let (given, fds) = self.collect()?;
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         link.send(&given, &fds, deadline)?;
@@ -133,21 +133,6 @@ impl Giver<'_> {
             link.receive::<Taken>(deadline)
         });
         taken.map(|_| ()).map_err(GiveError::Link)
-    }
-
-    /// Waits for all requests that were taken.
-    fn wait_until_idle(&self, deadline: Instant) -> Result<(), GiveError> {
-        let ask = |guest: &Guest| {
-            let (reply, answer) = mpsc::channel();
-            self.shared.mailbox(guest.worker).send(Mail::TellWhenIdle { reply });
-            answer
-        };
-        let answers: Vec<_> = self.guests.iter().map(ask).collect();
-        for answer in answers {
-            let left = deadline.saturating_duration_since(Instant::now());
-            answer.recv_timeout(left).map_err(|_| GiveError::NotIdle)?;
-        }
-        Ok(())
     }
 
     /// What the parked threads have. The last one has none: it hears operators.

@@ -7,7 +7,7 @@
 //! new -> old   Ready                                       the new process has made all it needs
 //!              the old one hears no front end, takes no request, and waits for those in flight
 //! old -> new   Given, with memory, rings and connections of all guests
-//!              the new one maps and starts them, but takes no request
+//!              the new one maps and checks them, but writes nothing there
 //! new -> old   Taken
 //! ```
 //!
@@ -15,7 +15,8 @@
 //! 1. At no moment do both take requests: the new process begins after `Taken` has left it, and the old one goes on only
 //!    if no `Taken` has come and none can come any more.
 //! 2. Until then the old process can go on as if nothing had happened, whatever becomes of the new one; the new one
-//!    changes nothing but what is its own.
+//!    changes nothing but what is its own: no byte of a guest's memory or in-flight region. It has all its threads by then, so
+//!    that nothing but a kill can keep it from serving afterwards.
 //! 3. No request is in flight while rings change hands, so there is no order to hand over. What the front ends keep as in
 //!    flight is what nobody has begun.
 //!

@@ -129,7 +129,7 @@ impl Takeover {
         self.next_listener(path, state.ok_or_else(|| refused(format!("no socket for {}", path.display())))?)
     }
 
-    /// Has all guests pause, and takes them: they have rings that run, but no request is taken yet. From here on the
+    /// Has all guests pause, and takes them: their rings are known to be such as can run, but none runs yet. From here on the
     /// other process is gone.
     ///
     /// # Errors

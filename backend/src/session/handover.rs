@@ -53,7 +53,7 @@ impl Session {
         self.describe(stream).map_err(SessionError::Descriptor)
     }
 
-    /// Runs the rings again that [`Session::give`] has stopped.
+    /// Runs the rings that [`Session::give`] has stopped, here or in the process that had the session.
     ///
     /// # Errors
     /// As for [`Session::apply`].
@@ -109,10 +109,11 @@ impl Session {
         Ok(GivenSession { state, fds: fds.0 })
     }
 
-    /// The session that another process has given away, and its connection. Its rings run.
+    /// The session that another process has given away, and its connection. Its rings run from [`Session::resume`] on; until then
+    /// nothing is written to the guest's memory and files, since the other process may still go on with them.
     ///
     /// # Errors
-    /// When this process cannot offer the same, or cannot map the guest's memory. No ring runs then.
+    /// When this process cannot offer the same, or cannot map the guest's memory.
     pub fn restore(
         shared: &Arc<Shared>,
         worker: usize,
@@ -158,7 +159,7 @@ impl Session {
         for (index, ring) in state.rings.into_iter().take(count).enumerate() {
             self.restore_ring(index, &ring, fds)?;
         }
-        self.resume()
+        self.paused.iter().try_for_each(|&ring| self.check_ring(ring))
     }
 
     fn check_offer(&self, rings: &[RingState]) -> Result<(), SessionError> {

@@ -204,14 +204,19 @@ impl Session {
             return Ok((None, Recovered::default()));
         };
         let used_index = queue.next_used();
-        let (tracker, mut recovered) = region.recover(at, queue.size(), used_index)?;
-        if self.shared.is_handing_over() {
-            // Two processes have this ring, and neither may touch the disk before one of them has gone.
-            recovered = recovered.all_waiting();
-        }
+        let (tracker, recovered) = region.recover(at, queue.size(), used_index)?;
         let in_flight = u16::try_from(recovered.count()).map_err(|_| SessionError::BadRingAddress)?;
         queue.set_next_avail(used_index.wrapping_add(in_flight));
         Ok((Some(tracker), recovered))
+    }
+
+    /// Whether the ring could run, as far as can be told without changing anything.
+    pub(super) fn check_ring(&self, at: usize) -> Result<(), SessionError> {
+        let queue = self.build_queue(at)?;
+        if let Some(region) = &self.inflight {
+            region.check(at, queue.size(), queue.next_used())?;
+        }
+        Ok(())
     }
 
     /// The queue as the front end has described it, checked against the memory.

@@ -379,6 +379,21 @@ impl RawGuest {
         u64::from_ne_bytes(count)
     }
 
+    /// Index of the used ring.
+    pub fn used_index(&self, queue: usize) -> u16 {
+        self.queues[queue].ring.used_index(&self.memory)
+    }
+
+    /// Says for the device, whatever it has said itself, after which entry it wants to be told.
+    pub fn set_kick_event(&self, queue: usize, index: u16) {
+        self.queues[queue].ring.set_kick_event(&self.memory, index);
+    }
+
+    /// What the device has last written beside its answers: after which entry it wants to be told.
+    pub fn kick_event(&self, queue: usize) -> u16 {
+        self.queues[queue].ring.kick_event(&self.memory)
+    }
+
     /// True when the device wants to be told of the next entry.
     pub fn wants_kick(&self, queue: usize) -> bool {
         self.queues[queue].ring.wants_next_kick(&self.memory, self.has_event_idx())

@@ -170,6 +170,16 @@ impl Ring {
         }
     }
 
+    /// Writes the index after which the device wants to be told, for it.
+    pub fn set_kick_event(&self, memory: &Memory, index: u16) {
+        memory.store(self.avail_event(), index);
+    }
+
+    /// The index after which the device wants to be told.
+    pub fn kick_event(&self, memory: &Memory) -> u16 {
+        memory.load(self.avail_event())
+    }
+
     fn avail_event(&self) -> u64 {
         self.used + 4 + 8 * u64::from(self.size)
     }
