@@ -273,6 +273,17 @@ impl<D: Device> Pages<'_, D> {
         Ok(())
     }
 
+    /// The policy with all staged changes: one device read, none where the store has never had one or it is cached.
+    ///
+    /// # Errors
+    /// A device error or [`Error::Corrupt`].
+    pub fn policy(&mut self) -> Result<Policy> {
+        match self.superblock.has_life {
+            true => Policy::of_page(self.store.load(self.device, PAGE_POLICY, PageKind::Policy)?),
+            false => Ok(Policy::default()),
+        }
+    }
+
     /// Policy and holds with all staged changes.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What can go wrong, one variant a fact, and the one place that turns a fact into an exit code.
 
+use crate::path::ReceiptPath;
+use crate::record::Header;
 use std::io;
 
 /// Result of everything in this crate.
@@ -199,6 +201,18 @@ pub enum Error {
         /// Sequence of the record that is there.
         seq: u64,
     },
+    /// The same data is stored under the path already, but kept otherwise than is asked for now.
+    #[error(
+        "{path}: is stored already, with class {class} and issued {issued}; `--new-version` stores it again as given now"
+    )]
+    KeptOtherwise {
+        /// The path.
+        path: String,
+        /// Retention class of what is there.
+        class: u8,
+        /// Its day of issue.
+        issued: String,
+    },
     /// The change was to follow another one, which was refused.
     #[error("not made, because the change before it was refused")]
     NotReached,
@@ -247,6 +261,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// [`Error::KeptOtherwise`] than what is there.
+    #[must_use]
+    pub fn kept_otherwise(path: &ReceiptPath, there: &Header) -> Self {
+        let issued = crate::day::text(there.issued_day);
+        Self::KeptOtherwise { path: path.to_string(), class: there.class, issued }
+    }
+
     /// Exit code of the command line: 1 other, 2 usage, 3 not found, 4 pending, 5 corrupt, 6 no space,
     /// 7 busy or read-only, 8 refused by policy.
     #[must_use]
@@ -268,6 +289,7 @@ impl Error {
             Self::Busy { .. } | Self::ReadOnly { .. } | Self::Fenced { .. } => 7,
             Self::NotEmpty { .. }
             | Self::Exists { .. }
+            | Self::KeptOtherwise { .. }
             | Self::TooManyVersions { .. }
             | Self::NotReached
             | Self::Kept { .. }

@@ -11,6 +11,7 @@ use crate::retire::is_all_zero;
 use crate::rules::Rule;
 use crate::spares::Spares;
 use crate::superblock::Superblock;
+use crate::table;
 use std::sync::Arc;
 
 /// `path@block.blocks.generation.seq`. It pins one version: that may be one that was since replaced.
@@ -95,6 +96,8 @@ impl Locator {
         match header.data_by_checksum(buf.as_slice()) {
             // Erased: the index says whether something is stored under the path.
             Err(_) if is_all_zero(&header, buf.as_slice()) => Ok(None),
+            // Retired: its room is given back piece by piece, the header last, or was taken again while the blocks were read.
+            Err(_) if table::is_over(device, superblock, self.block, self.generation)? => Ok(None),
             Err(fault) if Rule::DataFits.holds() => Err(Error::CorruptReceipt {
                 path: self.path.to_string(),
                 fact: format!("record at block {}: {fault}", self.block),

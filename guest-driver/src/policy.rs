@@ -138,6 +138,15 @@ impl Policy {
         Some(policy)
     }
 
+    /// The policy of its page.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for a mode that this program does not know.
+    pub fn of_page(page: &Page) -> Result<Self> {
+        Self::decode(page.body.as_slice())
+            .ok_or_else(|| Error::Corrupt("policy page: unknown mode: use a newer `receipt`".to_owned()))
+    }
+
     /// The term of a class; numbers that no policy can have are kept for ever.
     #[must_use]
     pub fn term(&self, class: u8) -> Term {
@@ -286,9 +295,7 @@ impl Retention {
         if !superblock.has_life {
             return Ok(retention);
         }
-        let page = load(PAGE_POLICY, PageKind::Policy)?;
-        retention.policy = Policy::decode(page.body.as_slice())
-            .ok_or_else(|| Error::Corrupt("policy page: unknown mode: use a newer `receipt`".to_owned()))?;
+        retention.policy = Policy::of_page(&load(PAGE_POLICY, PageKind::Policy)?)?;
         for page_no in PAGE_HOLDS_FIRST..=PAGE_HOLDS_LAST {
             let holds = decode_holds(&load(page_no, PageKind::Hold)?)?;
             retention.holds.extend(holds.into_iter().map(|hold| (page_no, hold)));

@@ -111,6 +111,24 @@ pub(crate) fn is_retired(device: &dyn Device, superblock: &Superblock, block: u6
     Ok(entry.state == SegmentState::Free || entry.first_seq > seq)
 }
 
+/// Whether this life of the segment of a block is over: nothing in it counts any more.
+///
+/// # Errors
+/// As [`read_entry`].
+pub(crate) fn is_over(
+    device: &dyn Device,
+    superblock: &Superblock,
+    block: u64,
+    generation: u32,
+) -> Result<bool> {
+    let geometry = &superblock.geometry;
+    if !geometry.holds_record(block, 1) {
+        return Ok(false); // beyond the store as it is known here
+    }
+    let entry = read_entry(device, superblock, geometry.segment_of(block))?;
+    Ok(entry.generation > generation || (entry.generation == generation && entry.state == SegmentState::Free))
+}
+
 /// Writes one entry of a table page.
 pub fn set_entry(page: &mut Page, position: usize, entry: &TableEntry) {
     let raw = TableEntryRaw {

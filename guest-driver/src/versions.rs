@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::layout::GET_ATTEMPTS_MAX;
 use crate::log::read_header;
 use crate::path::ReceiptPath;
 use crate::reader::{Reader, Receipt, Stat};
@@ -13,6 +14,17 @@ impl<D: Device> Reader<D> {
     /// # Errors
     /// As [`Reader::get`]; [`Error::NotFound`] when there are fewer versions.
     pub fn get_version(&self, path: &ReceiptPath, version: u16) -> Result<Receipt> {
+        for _ in 0..GET_ATTEMPTS_MAX {
+            // None: it was erased, or its segment retired, since its header was read.
+            if let Some(receipt) = self.version_now(path, version)? {
+                return Ok(receipt);
+            }
+        }
+        let fact = format!("version {version} changes while it is read");
+        Err(Error::CorruptReceipt { path: path.to_string(), fact })
+    }
+
+    fn version_now(&self, path: &ReceiptPath, version: u16) -> Result<Option<Receipt>> {
         let mut stat = self.stat(path)?;
         if version == 0 || version > stat.header.version {
             return Err(Error::NotFound { path: format!("{path} version {version}") });
@@ -20,10 +32,7 @@ impl<D: Device> Reader<D> {
         while stat.header.version > version {
             stat = self.version_before(&stat)?.ok_or_else(|| gone(path, version))?;
         }
-        self.read_version(&stat)?.ok_or_else(|| Error::CorruptReceipt {
-            path: path.to_string(),
-            fact: format!("version {version} changed while it was read"),
-        })
+        self.read_version(&stat)
     }
 
     /// The versions before this one that are still there, the oldest first: one device read each. A damaged one that was mended, by storing the

@@ -259,6 +259,22 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether the command is over when nobody reads what it prints. The others store, remove, write files or look for damage: one that stopped
+    /// before its end must not say that all is done.
+    pub fn only_shows(&self) -> bool {
+        matches!(
+            self,
+            Self::Get { batch: None, .. }
+                | Self::Stat { .. }
+                | Self::Ls { .. }
+                | Self::Follow { .. }
+                | Self::Info
+                | Self::Seals { .. }
+        )
+    }
+}
+
 /// What `receipt policy` does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PolicyCommand {

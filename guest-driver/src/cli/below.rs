@@ -64,16 +64,25 @@ fn check_is_file(at: &OwnedFd, name: &str) -> std::result::Result<(), Errno> {
 pub fn write(folder: &OwnedFd, path: &ReceiptPath, data: &[u8]) -> Result<()> {
     let (inner, name) = walk(folder, path, make_folder)?;
     let at = inner.as_ref().unwrap_or(folder);
-    check_is_file(at, name).map_err(|errno| failed(path, errno))?;
-    let flags = OFlags::WRONLY
-        | OFlags::CREATE
-        | OFlags::TRUNC
-        | OFlags::NOFOLLOW
-        | OFlags::NONBLOCK
-        | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o666));
-    let mut file = File::from(file.map_err(|errno| failed(path, errno))?);
-    file.write_all(data).map_err(|source| Error::File { name: path.to_string(), source })
+    let done =
+        check_is_file(at, name).map_err(std::io::Error::from).and_then(|()| write_whole(at, name, data));
+    done.map_err(|source| Error::File { name: path.to_string(), source })
+}
+
+/// Gives `name` to a file with `data`, in place of what file was there: whoever opens it sees all of it, or what was there before.
+pub fn write_whole(at: &OwnedFd, name: impl rustix::path::Arg, data: &[u8]) -> std::io::Result<()> {
+    let part = format!(".receipt-{}.part", std::process::id());
+    match rustix::fs::unlinkat(at, &part, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {} // of a process that was killed
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(at, &part, flags, Mode::from_raw_mode(0o666))?);
+    let done = file.write_all(data).and_then(|()| Ok(rustix::fs::renameat(at, &part, at, name)?));
+    if done.is_err() {
+        let _ = rustix::fs::unlinkat(at, &part, AtFlags::empty()); // the first error is the one to tell
+    }
+    done
 }
 
 #[cfg(feature = "archive")]

@@ -25,12 +25,24 @@ pub fn run(args: &Args) -> Result<u8> {
             eprintln!("{}", show::stat_json(&receipt.stat()));
         }
     } else {
-        std::fs::write(output, receipt.data()).map_err(|error| file_error(output, error))?;
+        write_file(output, receipt.data()).map_err(|error| file_error(output, error))?;
         if args.json {
             say(&show::stat_json(&receipt.stat()).to_string())?;
         }
     }
     Ok(0)
+}
+
+/// A file that was not there appears whole. One that is there, and may be a device or a pipe, is written over.
+fn write_file(name: &Path, data: &[u8]) -> std::io::Result<()> {
+    let (Some(folder), Some(file)) = (name.parent(), name.file_name()) else {
+        return std::fs::write(name, data);
+    };
+    if name.symlink_metadata().is_ok() {
+        return std::fs::write(name, data);
+    }
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    below::write_whole(&std::fs::File::open(folder)?.into(), file, data)
 }
 
 /// Reads a path or a locator; a pending one again as long as `--wait` says.
@@ -57,16 +69,12 @@ fn get(
 }
 
 fn get_once(reader: &Reader<RawDevice>, text: &str, version: Option<u16>) -> Result<Receipt> {
-    if let Some(locator) = Locator::parse(text) {
-        match reader.get_locator(&locator) {
-            Err(Error::NotFound { .. }) => {} // a path may look like a locator
-            answer => return answer,
-        }
-    }
-    let path = ReceiptPath::new(text)?;
-    match version {
-        Some(version) => reader.get_version(&path, version),
-        None => reader.get(&path),
+    match (Locator::parse(text), version) {
+        (Some(locator), None) => reader.get_locator(&locator),
+        // The number says which version, so the address does not count.
+        (Some(locator), Some(version)) => reader.get_version(&locator.path, version),
+        (None, None) => reader.get(&ReceiptPath::new(text)?),
+        (None, Some(version)) => reader.get_version(&ReceiptPath::new(text)?, version),
     }
 }
 

@@ -77,6 +77,7 @@ fn complain(args: &Args, error: &Error) -> u8 {
     if let Error::File { name, source } = error
         && name == STDOUT
         && source.kind() == std::io::ErrorKind::BrokenPipe
+        && args.command.only_shows()
     {
         return 0; // whoever read our output has seen enough
     }

@@ -205,6 +205,11 @@ fn produce(options: &Options<'_>, source: &Path, prefix: &str, feed: &mut Feed<'
         let line = line?;
         let mut parts = line.splitn(2, |byte| *byte == b'\t');
         let goes_on = feed.offer(match (parts.next(), parts.next()) {
+            // Standard input may be the list itself, and whoever reads it a second time gets nothing: an empty receipt.
+            (Some(path), Some(b"-")) => Err(Error::Usage(format!(
+                "{}: a list names files, not standard input (`./-` is a file of that name)",
+                String::from_utf8_lossy(path)
+            ))),
             (Some(path), Some(file)) => name_of(prefix, path)
                 .and_then(|path| Ok(options.put(path, read_input(Path::new(OsStr::from_bytes(file)))?))),
             _ => {

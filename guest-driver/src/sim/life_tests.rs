@@ -1,5 +1,6 @@
 //! Terms, holds, erasure, expiry and room, directed: what each refuses, what it frees, and a crash at every operation of each.
 
+mod asked;
 mod crashes;
 mod expiry;
 mod failing;

@@ -24,6 +24,16 @@ struct Seen {
     value: u64,
 }
 
+/// A version that was stored.
+#[derive(Clone, Debug)]
+struct Located {
+    locator: Locator,
+    value: u64,
+    /// When it was acknowledged.
+    from: u64,
+    erased: u64,
+}
+
 /// What is known of a path.
 #[derive(Clone, Debug)]
 struct Known {
@@ -35,8 +45,9 @@ struct Known {
     in_flight: Vec<u64>,
     /// A crash may have taken back what a reader saw.
     unclean: Vec<(u64, u64)>,
-    /// Locators with their values, and when they were erased.
-    located: Vec<(Locator, u64, u64)>,
+    located: Vec<Located>,
+    /// An erasure has begun: a locator may find its data half zeroed.
+    was_erased: bool,
 }
 
 #[derive(Debug)]
@@ -111,6 +122,7 @@ impl World {
                 in_flight: Vec::new(),
                 unclean: Vec::new(),
                 located: Vec::new(),
+                was_erased: false,
             }
         };
         Self {

@@ -30,12 +30,18 @@ impl<D: Device> Writer<D> {
         let previous = self.newest_version(batch, put.path)?;
         if let Some(header) = &previous {
             let is_same = header.data_hash == sums.hash && header.data_len == put.data.len() as u64;
-            if is_same && self.is_readable(batch, header)? {
+            let is_kept_as_asked = put.class.is_none_or(|class| class == header.class)
+                && put.issued_day.is_none_or(|day| day == header.issued_day);
+            if is_same && is_kept_as_asked && self.is_readable(batch, header)? {
                 return Ok(stored(put.path, header, false));
             }
             // The same data over a damaged receipt mends it, as its next version.
             if !is_same && !put.is_new_version {
                 return Err(Error::Exists { path: put.path.to_string(), seq: header.seq });
+            }
+            // Its answer would be taken for a promise to keep the receipt longer, or not so long.
+            if !is_kept_as_asked && !put.is_new_version {
+                return Err(Error::kept_otherwise(put.path, header));
             }
         } else {
             let hash = self.superblock.path_hash(put.path.as_str().as_bytes());
@@ -54,15 +60,18 @@ impl<D: Device> Writer<D> {
         let inherited = previous.as_ref().map_or(0, |header| header.class);
         let class = put.class.unwrap_or(inherited);
         self.check_class(class)?;
+        let issued_day = match put.issued_day {
+            Some(day) => day,
+            None => self.issue_day(class)?,
+        };
         self.make_room(batch, put.path.as_str().as_bytes(), put.data.len() as u64, Reserve::Kept)?;
-        let today = day_of_ms(self.now_ms());
         let draft = Draft {
             kind: Kind::Put,
             meta: put.path.as_str().as_bytes().to_vec(),
             data: Cow::Borrowed(put.data),
             sums,
             class,
-            issued_day: put.issued_day.unwrap_or(today),
+            issued_day,
             version,
             previous: previous.map_or((0, 0), |header| (header.block, header.seq)),
             flags: 0,
@@ -169,6 +178,17 @@ impl<D: Device> Writer<D> {
                 "class {class} has no term: `receipt policy set {class} YEARS` gives it one"
             ))),
             _ => Ok(()),
+        }
+    }
+
+    /// The day of issue of a receipt that comes without one: today, but not before the last day that was confirmed. A clock that has fallen back
+    /// by years would let the term of a new receipt be over at once.
+    fn issue_day(&mut self, class: u8) -> Result<u32> {
+        let today = day_of_ms(self.now_ms());
+        match self.pages().policy() {
+            // Receipts of class 0 are stored all the same.
+            Err(Error::Corrupt(_)) if class == 0 => Ok(today),
+            policy => Ok(today.max(policy?.confirmed_day)),
         }
     }
 

@@ -93,6 +93,17 @@ fn ranges_of_one_version() {
     get(&[("range", "bytes=0-3"), ("if-range", &format!("W/{etag}"))]).expect(200);
     get(&[("range", "bytes=0-3"), ("if-range", "Thu, 26 Nov 2026 07:01:40 GMT")]).expect(200);
     get(&[("range", "bytes=0-3"), ("if-none-match", &etag)]).expect(304);
+    // Whoever has a part of this version is not given a part of the next one.
+    for same in [&etag[..], "*", &format!("\"x\", {etag}")] {
+        assert_eq!(get(&[("range", "bytes=4-7"), ("if-match", same)]).expect(206).body, body[4..8]);
+    }
+    issuer.put("/receipts/r?new_version=1", &image(1000, 7)).expect(201);
+    for method in ["GET", "HEAD"] {
+        let headers = [("range", "bytes=4-7"), ("if-match", &etag[..])];
+        let answer = front.send(method, "/receipts/r", &headers, b"").expect(412);
+        assert!(answer.header("etag").is_some_and(|now| now != etag), "{method}");
+    }
+    get(&[("if-match", &format!("W/{etag}"))]).expect(412);
 }
 
 #[test]

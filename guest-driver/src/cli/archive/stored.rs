@@ -33,6 +33,10 @@ impl Stored {
         }
         let met = self.versions.iter().rposition(|stat| item.is_hash(stat.header.data_hash));
         if let Some(stat) = met.and_then(|at| self.versions.drain(at..).next()) {
+            let header = &stat.header;
+            if (header.class, header.issued_day) != (item.class, item.issued_day) {
+                return Err(Error::kept_otherwise(&item.path, header));
+            }
             return Ok(Step::Stored(stat));
         }
         if let Some(newest) = self.versions.first() {

@@ -9,7 +9,7 @@ use crate::target::{Query, Wanted, encode, encode_path};
 use bytes::Bytes;
 use hyper::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
-    ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
+    ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, StatusCode};
 use receipt_store::{RawDevice, Reader, Receipt, Stat, hex};
@@ -76,7 +76,11 @@ impl Front {
         // A locator that fits no more falls back to its path: then it pins nothing.
         let is_pinned = pinned.is_some_and(|locator| locator == image.stat.locator());
         let etag = format!("\"{}\"", hex(&image.stat.header.data_hash));
-        let mut reply = if matches_any(&asked.headers, &etag) {
+        if !is_expected(&asked.headers, &etag) {
+            let message = "the receipt is another one than If-Match asks for: another version was stored";
+            return Err(Fault::new(StatusCode::PRECONDITION_FAILED, "changed", message).with(ETAG, &etag));
+        }
+        let mut reply = if is_known(&asked.headers, &etag) {
             empty(StatusCode::NOT_MODIFIED)
         } else {
             body(asked, &etag, &image, is_download)
@@ -146,11 +150,21 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// `If-None-Match` with this tag in its list. Weak comparison: a `W/` before the tag does not count.
-fn matches_any(headers: &HeaderMap, etag: &str) -> bool {
-    headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|list| {
-        list.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
-    })
+/// The tags of a header that lists them; `None` when it is not there.
+fn tags<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<impl Iterator<Item = &'h str>> {
+    let all = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
+    headers.contains_key(name).then(|| all.flat_map(|list| list.split(',')).map(str::trim))
+}
+
+/// Whether `If-None-Match` has this tag. Weak comparison: a `W/` before the tag does not count.
+fn is_known(headers: &HeaderMap, etag: &str) -> bool {
+    let mut tags = tags(headers, &IF_NONE_MATCH).into_iter().flatten();
+    tags.any(|tag| tag == "*" || tag.trim_start_matches("W/") == etag)
+}
+
+/// Whether `If-Match` allows this tag: somebody who has a part of one version must not be given the rest of another.
+fn is_expected(headers: &HeaderMap, etag: &str) -> bool {
+    tags(headers, &IF_MATCH).is_none_or(|mut tags| tags.any(|tag| tag == "*" || tag == etag))
 }
 
 #[cfg(test)]

@@ -4,9 +4,11 @@ use super::expiry::fill;
 use super::{DAY, code, is_clean, listed, open, options, path, put, run_expire, set_term, store};
 use crate::device::{Device, DeviceResult};
 use crate::expire::{COMPACT_PERCENT, ExpireOptions, expire};
+use crate::layout::{BLOCK_BYTES, block_offset};
 use crate::policy::Term;
-use crate::sim::SimWriter;
+use crate::sim::{SimReader, SimWriter};
 use crate::{Hold, Put, Reader, Writer};
+use std::cell::{Cell, RefCell};
 
 /// A disk whose discards change nothing.
 struct NoDiscard(SimWriter);
@@ -166,4 +168,92 @@ pub(in crate::sim) fn an_erasure_reaches_what_copies_have_left() {
         writer.close().unwrap();
         is_clean(&sim, "erased");
     }
+}
+
+/// A retired segment whose room is given back in pieces, the one with the header last: what a reader with an old locator meets is no damage.
+#[test]
+pub(in crate::sim) fn a_locator_of_a_receipt_that_is_half_given_back_is_over() {
+    let sim = store(8 << 20);
+    let mut writer = Writer::open(NoDiscard(sim.writer()), &options(DAY)).unwrap();
+    writer
+        .change_policy(|policy| {
+            policy.terms[1] = Term::Years(1);
+            Ok(())
+        })
+        .unwrap();
+    let data = [7; 20_000];
+    let located: Vec<_> = (0..60)
+        .map(|n| {
+            let name = path(&n.to_string());
+            writer.put(&Put { class: Some(1), ..Put::new(&name, &data) }).unwrap().locator
+        })
+        .collect();
+    writer.close().unwrap();
+    let first = &located[0];
+    let reader = Reader::new(sim.reader_of_now(), "sim");
+    let half_gone = |sim: &crate::sim::Sim| {
+        let from = block_offset(first.block + 1);
+        sim.writer().write_zeroes(from, (u64::from(first.blocks) - 1) * BLOCK_BYTES).unwrap();
+    };
+    let rotten = sim.fork();
+    half_gone(&rotten);
+    assert_eq!(code(Reader::new(rotten.reader(), "sim").get_locator(first)), 5, "in use, and damaged");
+    let mut writer = Writer::open(NoDiscard(sim.writer()), &options(DAY + 400)).unwrap();
+    let options = ExpireOptions::of_day(DAY + 400);
+    expire(&reader, &mut |step| step(&mut writer), options, |_| Ok(())).unwrap();
+    assert_eq!(reader.get_locator(first).unwrap().data(), data, "the disk has kept it");
+    half_gone(&sim);
+    assert_eq!(code(reader.get_locator(first)), 3);
+}
+
+/// A disk on which something happens before a read.
+struct Before<F> {
+    inner: SimReader,
+    read: Cell<u32>,
+    at_read: u32,
+    what: F,
+}
+
+impl<F: Fn()> Device for Before<F> {
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+    fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> DeviceResult<()> {
+        self.read.set(self.read.get() + 1);
+        if self.read.get() == self.at_read {
+            (self.what)();
+        }
+        self.inner.read(offset_bytes, buf)
+    }
+    fn write(&self, _: u64, _: &[u8]) -> DeviceResult<()> {
+        unreachable!()
+    }
+    fn flush(&self) -> DeviceResult<()> {
+        unreachable!()
+    }
+}
+
+/// Whatever is erased or replaced between two reads of a get, the answer is right for some moment of it, and never "corrupt".
+#[test]
+pub(in crate::sim) fn a_version_that_is_erased_while_it_is_read_is_not_found() {
+    let mut not_found = 0;
+    for at_read in 1..12 {
+        let sim = store(8 << 20);
+        let writer = RefCell::new(open(&sim, DAY));
+        put(&mut writer.borrow_mut(), "p", 0, 5000);
+        put(&mut writer.borrow_mut(), "p", 0, 6000);
+        let what = || {
+            writer.borrow_mut().erase(&path("p"), "order").unwrap();
+        };
+        let device = Before { inner: sim.reader_of_now(), read: Cell::default(), at_read, what };
+        let reader = Reader::new(device, "sim");
+        match reader.get_version(&path("p"), 1) {
+            Ok(receipt) => assert_eq!(receipt.data().len(), 5000, "erased before read {at_read}"),
+            Err(error) => {
+                assert_eq!(error.exit_code(), 3, "erased before read {at_read}: {error}");
+                not_found += 1;
+            }
+        }
+    }
+    assert!(not_found > 3, "{not_found}");
 }

@@ -1,6 +1,6 @@
 //! The changes that a writer makes in a life, each with what it does to what may be seen.
 
-use super::{FILLERS, NEVER, PATHS, World, run_expire};
+use super::{FILLERS, Located, NEVER, PATHS, World, run_expire};
 use crate::policy::Term;
 use crate::sim::{SimWriter, world::bytes_of};
 use crate::{Error, Hold, Put, Writer};
@@ -28,7 +28,9 @@ impl World {
             }
             result => {
                 let Some(stored) = self.is_stopped(result, "put") else { return false };
-                self.paths[number].located.push((stored.locator, value, NEVER));
+                let from = self.sim.tick();
+                let located = Located { locator: stored.locator, value, from, erased: NEVER };
+                self.paths[number].located.push(located);
                 self.acknowledge(number);
                 true
             }
@@ -108,15 +110,16 @@ impl World {
     pub(super) fn erase(&mut self, writer: &mut Writer<SimWriter>) -> bool {
         let number = self.below(PATHS);
         self.begin(number, 0);
+        self.paths[number].was_erased = true;
         let path = self.paths[number].path.clone();
         let is_held = self.is_held(number, self.today());
         match writer.erase(&path, "order") {
             Ok(erased) if !is_held => {
                 self.acknowledge(number);
                 let now = self.sim.tick();
-                for (locator, _, end) in &mut self.paths[number].located {
-                    if erased.iter().any(|one| one.locator == *locator) {
-                        *end = now;
+                for located in &mut self.paths[number].located {
+                    if erased.iter().any(|one| one.locator == located.locator) {
+                        located.erased = now;
                     }
                 }
                 true
