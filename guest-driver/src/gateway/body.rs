@@ -5,7 +5,7 @@ use super::disk::{Memory, Outcome};
 use super::limits::{DRAIN_TIME, DRAINED_BYTES};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, EXPECT};
+use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderValue, TRANSFER_ENCODING};
 use hyper::{HeaderMap, StatusCode};
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
@@ -34,9 +34,16 @@ pub async fn receive(
     limit_bytes: u64,
     time: Duration,
 ) -> Outcome<Received> {
-    if headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+    if headers.get_all(CONTENT_ENCODING).iter().any(|encoding| encoding != "identity") {
         let message = "send the bytes as they are, without Content-Encoding";
         return Err(Fault::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message));
+    }
+    // `gzip, chunked`, say: without the chunks there is still not what was meant to be stored.
+    let is_chunks =
+        |coding: &HeaderValue| coding.to_str().is_ok_and(|name| name.trim().eq_ignore_ascii_case("chunked"));
+    if !headers.get_all(TRANSFER_ENCODING).iter().all(is_chunks) {
+        let message = "the only Transfer-Encoding here is chunked";
+        return Err(Fault::new(StatusCode::NOT_IMPLEMENTED, "transfer_encoding", message));
     }
     let len = body.size_hint().exact();
     if len.unwrap_or_default() > limit_bytes {

@@ -131,6 +131,25 @@ fn relay(to: SocketAddr) -> (SocketAddr, [Arc<Mutex<Vec<u8>>>; 2]) {
     (address, seen)
 }
 
+/// How the first question on a connection begins.
+const HEALTH: &str = "GET /health HTTP/1.1\r\n";
+
+#[test]
+fn an_issuer_of_another_store_is_not_believed() {
+    let (own, other) = (Stand::new(), Stand::new());
+    let (issuer, stranger) = (own.issuer(&[]), other.issuer(&[]));
+    // The same path, and another customer.
+    issuer.put("/receipts/2026/1.png?id=mine", b"mine").expect(201);
+    stranger.put("/receipts/2026/1.png?id=yours", b"yours").expect(201);
+    let front = own.front(&stranger, &[]);
+    for _ in 0..2 {
+        assert_eq!(front.get("/receipts?id=yours").expect(502).code(), "other_store");
+    }
+    assert_eq!(front.get("/receipts/2026/1.png").expect(200).body, b"mine");
+    assert!(front.log().contains("other_store"), "{}", front.log());
+    assert_eq!(own.front(&issuer, &[]).get("/receipts?id=mine").expect(200).body, b"mine");
+}
+
 #[test]
 fn asking_for_a_path_costs_a_few_dozen_bytes_and_one_connection() {
     const COUNT: usize = 50;
@@ -147,16 +166,23 @@ fn asking_for_a_path_costs_a_few_dozen_bytes_and_one_connection() {
     assert_eq!(front.metric("issuer_connections_total"), 1.0);
     // Every byte that went over the socket, both ways.
     let text = |seen: &Mutex<Vec<u8>>| String::from_utf8(seen.lock().unwrap().clone()).unwrap();
-    assert_eq!(text(&asked), format!("GET /?{id} HTTP/1.1\r\nhost: \r\n\r\n").repeat(COUNT));
-    assert_eq!(text(&answered), format!("HTTP/1.1 204 \r\np: {path}\r\n\r\n").repeat(COUNT));
-    let bytes = (asked.lock().unwrap().len() + answered.lock().unwrap().len()) / COUNT;
+    let questions = format!("GET /?{id} HTTP/1.1\r\nhost: \r\n\r\n").repeat(COUNT);
+    let answers = format!("HTTP/1.1 204 \r\np: {path}\r\n\r\n").repeat(COUNT);
+    // The connection began with the question which store it is.
+    assert_eq!(text(&asked), format!("{HEALTH}host: \r\n\r\n{questions}"));
+    let answered = text(&answered);
+    let health = answered.strip_suffix(&answers).unwrap_or_else(|| panic!("{answered}"));
+    assert!(health.contains("\"store\":\"") && health.ends_with("}\n"), "{health}");
+    let connecting = health.len() + HEALTH.len() + "host: \r\n\r\n".len();
+    let bytes = (questions.len() + answers.len()) / COUNT;
+    println!("{connecting} bytes of HTTP a connection");
     println!("{bytes} bytes of HTTP a receipt, {} of them id and path", id.len() + path.len());
     assert!(bytes <= id.len() + path.len() + 50, "{bytes}");
     let counted = ["sent", "received"]
         .map(|way| front.metric(&format!("issuer_bytes_total{{direction=\"{way}\"}}")))
         .iter()
         .sum::<f64>();
-    assert_eq!(counted, (bytes * COUNT) as f64);
+    assert_eq!(counted, (connecting + bytes * COUNT) as f64);
     // With the path given, the issuer is not asked.
     client.send("GET", &format!("/receipts/{path}"), &[], b"").expect(200);
     assert_eq!(front.metric("issuer_questions_total"), COUNT as f64);
@@ -171,7 +197,8 @@ fn an_issuer_that_is_named_is_asked_by_its_name() {
     let front = stand.start("front", &["--issuer", &url]);
     front.get("/receipts?id=x").expect(404);
     let text = String::from_utf8(asked.lock().unwrap().clone()).unwrap();
-    assert_eq!(text, format!("GET /?x HTTP/1.1\r\nhost: localhost:{}\r\n\r\n", address.port()));
+    let host = format!("host: localhost:{}\r\n\r\n", address.port());
+    assert_eq!(text, format!("{HEALTH}{host}GET /?x HTTP/1.1\r\n{host}"));
 }
 
 #[test]

@@ -82,6 +82,18 @@ fn what_is_wrong_with_a_request_is_said() {
     }
     let coded = issuer.send("PUT", "/receipts/a", &[("content-encoding", "gzip")], b"data");
     assert_eq!(coded.expect(415).code(), "content_encoding");
+    let twice = [("content-encoding", "identity"), ("content-encoding", "gzip")];
+    assert_eq!(issuer.send("PUT", "/receipts/a", &twice, b"data").expect(415).code(), "content_encoding");
+    // Chunks of bytes that were compressed for the way: what would be stored is not what was meant.
+    for codings in
+        ["transfer-encoding: gzip, chunked", "transfer-encoding: gzip\r\ntransfer-encoding: chunked"]
+    {
+        let mut client = issuer.client();
+        let request =
+            format!("PUT /receipts/a HTTP/1.1\r\nhost: t\r\n{codings}\r\n\r\n4\r\ndata\r\n0\r\n\r\n");
+        client.write(request.as_bytes()).unwrap();
+        assert_eq!(client.answer(false).expect(501).code(), "transfer_encoding", "{codings}");
+    }
     for (name, value) in [
         ("content-range", "bytes 0-3/10"),
         ("if-match", "\"0\""),

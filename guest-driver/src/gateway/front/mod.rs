@@ -39,9 +39,9 @@ pub struct Front {
 
 /// Runs the front end until a signal.
 pub fn run(args: &args::Front, runtime: &tokio::runtime::Runtime, signals: &StopSignals) -> Result<()> {
-    let upstream = args.issuer.as_deref().map(Upstream::new).transpose()?;
     let path = device_path(args.server.device.as_deref())?;
     let disk = Arc::new(Disk::open(&path)?);
+    let upstream = args.issuer.as_deref().map(|url| Upstream::new(url, disk.clone())).transpose()?;
     let listener = listen(args.server.listen)?;
     let (log, log_thread) = Log::start();
     let common = Arc::new(Common::default());

@@ -1,7 +1,9 @@
 //! The issuer as the front end sees it: one question, the path of an id, over connections that are kept.
+//!
+//! Invariant: no path is taken from an issuer of another store. There, it may be the path of another receipt on this machine's disk.
 
 use crate::answer::Fault;
-use crate::disk::Outcome;
+use crate::disk::{Disk, Outcome};
 use crate::ids::{Id, PATH_HEADER};
 use crate::limits::{ISSUER_ANSWER_BYTES, ISSUER_CONNECTIONS, ISSUER_TIME};
 use crate::metrics::Text;
@@ -13,7 +15,8 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{HOST, HeaderMap};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use receipt_store::{Error, ReceiptPath, Result};
+use receipt_store::{Error, Reader, ReceiptPath, Result, hex};
+use serde_json::Value;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +39,8 @@ pub struct Upstream {
     /// What the requests say in `Host`, which HTTP/1.1 demands. An issuer that is named by its address alone shares that with no other site,
     /// so the header stays empty there: every byte of it would cross the network for every receipt.
     host: String,
+    /// This machine's view of the disk.
+    disk: Arc<Disk>,
     idle: Mutex<Vec<Sender>>,
     traffic: Arc<Traffic>,
     questions: AtomicU64,
@@ -48,8 +53,8 @@ fn down(detail: impl std::fmt::Display) -> Fault {
 }
 
 impl Upstream {
-    /// The issuer at `http://HOST:PORT`.
-    pub fn new(url: &str) -> Result<Self> {
+    /// The issuer at `http://HOST:PORT`, for readers of `disk`.
+    pub fn new(url: &str, disk: Arc<Disk>) -> Result<Self> {
         let bad =
             |why| Error::Usage(format!("--issuer {url}: {why}; it looks like http://192.168.77.1:8080"));
         let uri: Uri = url.parse().map_err(|_| bad("no URL"))?;
@@ -65,6 +70,7 @@ impl Upstream {
         Ok(Self {
             authority,
             host,
+            disk,
             idle: Mutex::default(),
             traffic: Arc::default(),
             questions: AtomicU64::new(0),
@@ -117,18 +123,36 @@ impl Upstream {
         let _ = tcp.set_nodelay(true); // slower without, but right
         self.connections.fetch_add(1, Ordering::Relaxed);
         let stream = Stream::new(tcp, self.traffic.clone(), ISSUER_TIME);
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(down)?;
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(down)?;
         tokio::spawn(async move {
             let _ = connection.await; // its end shows in the sender
         });
+        self.check_store(&mut sender).await?;
         Ok(sender)
     }
 
+    /// The first question on a connection: which store the issuer writes.
+    async fn check_store(&self, sender: &mut Sender) -> Outcome<()> {
+        let own = self.disk.look(Reader::superblock).await?;
+        sender.ready().await.map_err(down)?;
+        let response = sender.send_request(self.request("/health")?).await.map_err(down)?;
+        let body = Limited::new(response.into_body(), ISSUER_ANSWER_BYTES).collect().await.map_err(down)?;
+        let health: Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+        let store = health["store"].as_str().ok_or_else(|| down("it does not say which store it writes"))?;
+        if store == hex(&own.uuid) {
+            return Ok(());
+        }
+        let message = "the issuer writes another store than this machine reads";
+        Err(Fault::new(StatusCode::BAD_GATEWAY, "other_store", message)
+            .because(format!("it says {store}, the disk {}", hex(&own.uuid))))
+    }
+
+    fn request(&self, target: &str) -> Outcome<Request<Empty<Bytes>>> {
+        Request::get(target).header(HOST, &self.host).body(Empty::new()).map_err(down)
+    }
+
     async fn ask_on(&self, mut sender: Sender, id: &Id) -> std::result::Result<ReceiptPath, Trouble> {
-        let request = Request::get(format!("/?{}", encode(id.as_str(), "")))
-            .header(HOST, &self.host)
-            .body(Empty::new())
-            .map_err(|error| Trouble::Fault(down(error)))?;
+        let request = self.request(&format!("/?{}", encode(id.as_str(), ""))).map_err(Trouble::Fault)?;
         sender.ready().await.map_err(|_| Trouble::Stale)?;
         let response = sender.send_request(request).await.map_err(|_| Trouble::Stale)?;
         let (answer, body) = response.into_parts();
