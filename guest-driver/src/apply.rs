@@ -93,17 +93,26 @@ impl<D: Device> Pages<'_, D> {
     }
 
     /// The pages that a new entry changes: full pages that must be marked, and the page with room. New paths go to the
-    /// newest region.
+    /// newest region whose page for them has room; where none has, behind that of the newest region that has room there.
     ///
     /// # Errors
     /// [`Error::IndexFull`], a device error or [`Error::Corrupt`].
     pub fn find_room(&mut self, hash: PathHash) -> Result<(Vec<u64>, u64)> {
-        let superblock = self.superblock;
-        let Some(region) = superblock.geometry.regions.last() else {
-            return Err(Error::Corrupt("no index region".to_owned()));
-        };
-        let home = superblock.geometry.home_page(region, hash.bucket);
-        find_room(&superblock.geometry, home, |page_no| self.index_page(page_no))
+        let geometry = &self.superblock.geometry;
+        let mut best = Err(Error::Corrupt("no index region".to_owned()));
+        for region in geometry.regions.iter().rev() {
+            let home = geometry.home_page(region, hash.bucket);
+            match find_room(geometry, home, |page_no| self.index_page(page_no)) {
+                Ok((full, page_no)) if full.is_empty() => return Ok((full, page_no)),
+                Err(error @ Error::IndexFull { .. }) if matches!(best, Err(Error::Corrupt(_))) => {
+                    best = Err(error);
+                }
+                Ok(found) if best.is_err() => best = Ok(found),
+                Ok(_) | Err(Error::IndexFull { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        best
     }
 
     /// Stages everything that `header` changes in index and table.

@@ -163,7 +163,9 @@ pub enum Error {
         refused_segments: u64,
     },
     /// The index page of the path and its neighbours are full.
-    #[error("no space: the index is full around page {page_no}")]
+    #[error(
+        "no space: the index is full around page {page_no}: make the disk larger, at least as `receipt info` says (index_grows_from_bytes)"
+    )]
     IndexFull {
         /// Home page of the path.
         page_no: u64,

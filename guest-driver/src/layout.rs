@@ -211,9 +211,7 @@ impl Geometry {
         let is_full = entries * 100
             > index_segments * self.pages_per_segment() * INDEX_PAGE_ENTRIES * INDEX_FULL_PERCENT;
         let is_small = index_segments * 2 * self.zone_segments < grown.segment_count;
-        let last_zone_end =
-            self.regions.last().map_or(1, |last| last.first_segment + last.zones * self.zone_segments);
-        let first_segment = last_zone_end.max(self.segment_count);
+        let first_segment = self.last_zone_end().max(self.segment_count);
         let room = grown.segment_count.saturating_sub(first_segment);
         if (is_full || is_small) && room >= 2 && self.regions.len() < REGION_COUNT_MAX {
             // A zone of an index segment alone would hold nothing.
@@ -225,6 +223,19 @@ impl Geometry {
             grown.regions.push(Region { first_segment, zones });
         }
         grown
+    }
+
+    /// The size of the device from which on growth can add index pages, in bytes: it must reach behind the last zone. None where the format knows no more.
+    #[must_use]
+    pub fn index_growth_bytes(&self) -> Option<u64> {
+        let segment_count = self.last_zone_end().max(self.segment_count) + 2;
+        let size_bytes = segment_count.checked_mul(self.segment_bytes)?;
+        let is_known = self.regions.len() < REGION_COUNT_MAX && self.segments_of(size_bytes) == segment_count;
+        is_known.then_some(size_bytes)
+    }
+
+    fn last_zone_end(&self) -> u64 {
+        self.regions.last().map_or(1, |last| last.first_segment + last.zones * self.zone_segments)
     }
 
     /// Segments that the segment table can describe.

@@ -8,6 +8,7 @@
 use receipt_store::device::{Device, DeviceResult};
 use receipt_store::error::{DeviceError, DeviceOp};
 use receipt_store::expire::{ExpireEvent, ExpireOptions, expire};
+use receipt_store::layout::INDEX_FULL_PERCENT;
 use receipt_store::{
     Error, FormatOptions, Hold, Put, Reader, ReceiptPath, Result, Term, Writer, WriterOptions, day, format,
 };
@@ -221,7 +222,7 @@ fn run_year_of_months(life: &mut Life, per_month: u64, next: &mut u64) {
 }
 
 /// Opens and closes, so that what a crash has left is settled.
-fn recover(life: &mut Life) {
+fn recover(life: &Life) {
     let options = life.options();
     Writer::open(life.disk.clone(), &options).and_then(Writer::close).unwrap();
 }
@@ -260,6 +261,15 @@ fn segments_in_use(life: &Life) -> (u64, u64) {
     (usage.used_segments, usage.free_segments)
 }
 
+/// To what the operator makes the disk larger when the index is fuller than the operator's guide says.
+fn size_for_index(life: &Life) -> Option<u64> {
+    recover(life); // takes the last growth over
+    let reader = Reader::new(life.disk.clone(), "disk");
+    let is_full = reader.index_fill().unwrap().percent > INDEX_FULL_PERCENT;
+    let size_bytes = reader.superblock().unwrap().geometry.index_growth_bytes();
+    size_bytes.filter(|_| is_full)
+}
+
 #[test]
 fn ten_years_of_mixed_classes_with_crashes_stay_bounded_and_whole() {
     let count: u64 = std::env::var("RECEIPT_LIFE").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
@@ -294,12 +304,16 @@ fn ten_years_of_mixed_classes_with_crashes_stay_bounded_and_whole() {
     writer.close().unwrap();
     let held =
         |on_day: u32, today: u32| day::text(on_day).starts_with("2026-03-") && today <= FIRST_DAY + 2500;
-    let (mut next, mut most, mut growths) = (0, 0, 0);
+    let (mut next, mut most, mut growths, mut index_growths) = (0, 0, 0, 0);
     for month in 0..120_u32 {
         life.today = FIRST_DAY + month * DAYS / 120;
         if segments_in_use(&life).1 * segment_bytes < per_month * BLOCK * 3 + 3 * segment_bytes {
             growths += 1;
             life.disk.grow(life.disk.size_bytes() + step_bytes);
+        }
+        if let Some(size_bytes) = size_for_index(&life) {
+            index_growths += 1;
+            life.disk.grow(size_bytes);
         }
         run_year_of_months(&mut life, per_month, &mut next);
         // One receipt a month is erased by order.
@@ -308,7 +322,7 @@ fn ten_years_of_mixed_classes_with_crashes_stay_bounded_and_whole() {
         if !held(on_day, life.today) {
             life.open.push((number, on_day));
             life.work(|_, writer| writer.erase(&name(number, on_day), "order").map(drop));
-            recover(&mut life);
+            recover(&life);
             life.settle();
             if !life.live.contains_key(&number) {
                 life.erased.insert(number);
@@ -338,7 +352,7 @@ fn ten_years_of_mixed_classes_with_crashes_stay_bounded_and_whole() {
     let (used, free) = segments_in_use(&life);
     let live_bytes = life.live.len() as u64 * BLOCK;
     println!(
-        "{next} receipts, {} live, {} crashes, {growths} growths, {} copies, {} segments freed; {used} segments used, {free} free, at most {most}; {} bytes in use for {live_bytes} live, {} on the host",
+        "{next} receipts, {} live, {} crashes, {growths} growths and {index_growths} for the index, {} copies, {} segments freed; {used} segments used, {free} free, at most {most}; {} bytes in use for {live_bytes} live, {} on the host",
         life.live.len(),
         life.crashes,
         life.moved,

@@ -103,6 +103,7 @@ pub fn info(args: &Args) -> Result<u8> {
     let used_bytes = usage.used_segments * superblock.geometry.segment_bytes;
     object["dead_bytes"] = json!(used_bytes.saturating_sub(fill.live_bytes));
     object["index_percent"] = json!(fill.percent);
+    object["index_grows_from_bytes"] = json!(superblock.geometry.index_growth_bytes());
     object["last_seq"] = json!(control.head.published_seq);
     object["epoch"] = json!(lease.map(|lease| lease.epoch));
     object["writer_is_open"] = json!(!control.is_closed());

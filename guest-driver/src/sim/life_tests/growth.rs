@@ -1,7 +1,7 @@
 //! Growth: nothing moves, and old readers go on.
 
 use super::{DAY, is_clean, listed, open, options, path, put, store};
-use crate::sim::Sim;
+use crate::sim::{Sim, SimWriter};
 use crate::{Error, FormatOptions, Put, Reader, Writer, format};
 
 /// What a store of `segment_count` segments of 256 KiB becomes when the disk grows to so many more.
@@ -63,6 +63,59 @@ fn ten_small_growths_in_a_row_keep_everything_and_old_readers_go_on() {
         "a version of a path of the older region"
     );
     assert!(reader.superblock().unwrap().geometry.data_segment_count() > 250);
+}
+
+/// Stores small receipts until the index is full; returns how many.
+fn fill_index(writer: &mut Writer<SimWriter>, name: &str) -> usize {
+    let mut stored = 0;
+    loop {
+        let paths: Vec<_> = (stored..stored + 100).map(|number| path(&format!("{name}/{number}"))).collect();
+        let puts: Vec<Put<'_>> = paths.iter().map(|path| Put::new(path, b"small")).collect();
+        for answer in writer.commit(&puts).unwrap() {
+            match answer {
+                Ok(_) => stored += 1,
+                Err(Error::IndexFull { .. }) => return stored,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// Receipts of a block fill the index first. What `info` says is enough to go on, and what old regions have room for is used again.
+#[test]
+fn a_full_index_grows_where_it_can_and_no_region_lies_idle() {
+    let sim = store(30 << 20);
+    let mut writer = open(&sim, DAY);
+    let first = fill_index(&mut writer, "first");
+    assert!(first > 3400, "{first} of 4032");
+    let enough = writer.superblock().geometry.index_growth_bytes().unwrap();
+    sim.resize(enough - (256 << 10));
+    assert_eq!(
+        writer.grow().unwrap().unwrap().index_segments,
+        0,
+        "inside of the zone, and one segment behind it"
+    );
+    let enough = writer.superblock().geometry.index_growth_bytes().unwrap();
+    sim.resize(enough);
+    assert_eq!(writer.grow().unwrap().unwrap().index_segments, 1);
+    sim.resize(60 << 20);
+    writer.grow().unwrap().unwrap();
+    let second = fill_index(&mut writer, "second");
+    assert!(second > 3400, "{second}");
+    for number in 0..1000 {
+        writer.remove(&path(&format!("first/{number}"))).unwrap();
+    }
+    let third = fill_index(&mut writer, "third");
+    assert!(third > 300, "{third} where 1000 have gone");
+    writer.close().unwrap();
+    is_clean(&sim, "filled");
+    let reader = Reader::new(sim.reader(), "sim");
+    for (name, numbers) in [("first", 1000..first), ("second", 0..second), ("third", 0..third)] {
+        assert!(
+            numbers.into_iter().all(|number| reader.get(&path(&format!("{name}/{number}"))).is_ok()),
+            "{name}"
+        );
+    }
 }
 
 #[test]
