@@ -42,8 +42,8 @@ pub const MAX_IN_FLIGHT_PIECES: usize = 32_768;
 /// Requests taken from one ring before the next ring has its turn.
 pub const MAX_BATCH: usize = 64;
 
-/// The same where IO is done in line: the guest sees nothing of a batch before its end.
-pub const MAX_BATCH_IN_LINE: usize = 16;
+/// The same where IO is done in line: the guest sees nothing of a batch before its end, and falls asleep if that takes long.
+pub const MAX_BATCH_IN_LINE: usize = 6;
 
 /// IOs that wait to be handed to the kernel in one call.
 pub const MAX_HANDED_OVER: usize = 4;

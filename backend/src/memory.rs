@@ -241,12 +241,21 @@ impl HostSlice {
     /// `None` when any byte of them is not memory of the guest.
     #[must_use]
     pub fn resolve(mem: &Mem, addr: GuestAddress, len: usize, out: &mut Vec<HostSlice>) -> Option<()> {
+        // Nearly always one region has it all.
+        if let Ok(slice) = mem.get_slice(addr, len)
+            && len > 0
+        {
+            out.push(Self::of(&slice));
+            return Some(());
+        }
         for slice in mem.get_slices(addr, len) {
-            let slice = slice.ok()?;
-            let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-            out.push(Self(libc::iovec { iov_base, iov_len: slice.len() }));
+            out.push(Self::of(&slice.ok()?));
         }
         Some(())
+    }
+
+    fn of(slice: &VolatileSlice<'_>) -> Self {
+        Self(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() })
     }
 
     /// A slice of the backend's own memory.
