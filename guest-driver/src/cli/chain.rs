@@ -2,7 +2,8 @@
 
 use super::args::Args;
 use super::{file_error, open_reader, say, show};
-use receipt_store::chain::{Event, Note};
+use receipt_store::follow::Event;
+use receipt_store::note::Note;
 use receipt_store::record::FLAG_MOVED;
 use receipt_store::{Error, Result, hex};
 use std::io::Read;

@@ -5,7 +5,7 @@
 
 use super::nodes::{File, Nodes, Pins};
 use super::tree::{Change, Content, Fate, FileName, TooManyNames, Tree, split};
-use receipt_store::chain::{Event, Follower};
+use receipt_store::follow::{Event, Follower};
 use receipt_store::{Device, Error, Locator, Reader, Receipt, ReceiptPath, Superblock};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

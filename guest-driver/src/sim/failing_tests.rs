@@ -5,8 +5,8 @@ use super::field_tests::{Cut, cut};
 use super::repair_tests::{Harm, assert_content, harm, mend, store};
 use super::world::options;
 use super::{Fate, Rng};
-use crate::chain::Note;
 use crate::layout::{PAGE_HEAD, PAGE_SUPERBLOCK, PAGE_TABLE};
+use crate::note::Note;
 use crate::verify::verify;
 use crate::{Error, FormatOptions, Put, Reader, Result, Writer, format, repair};
 

@@ -1,7 +1,7 @@
 //! The lines of an export: one that begins, one a receipt or older version, one that ends.
 
 use super::{RECEIPTS, VERSIONS};
-use receipt_store::chain::Note;
+use receipt_store::note::Note;
 use receipt_store::{Error, ReceiptPath, Result, Stat, day, hex};
 use serde_json::{Value, json};
 

@@ -8,8 +8,8 @@ use crate::limits::{FEED_CHANGES, FEED_PLACES, FEED_POLL, FEED_RECORDS, FEED_WAI
 use crate::server::{Asked, only_get};
 use crate::target::Query;
 use hyper::StatusCode;
-use receipt_store::chain::{Event, Follower};
 use receipt_store::control::Control;
+use receipt_store::follow::{Event, Follower};
 use receipt_store::{Error, RawDevice, Reader, Result, hex};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
