@@ -123,6 +123,11 @@ impl<D: Device> SharedWriter<D> {
         lock(&self.failure).is_some()
     }
 
+    /// Why it has stopped.
+    pub fn failure(&self) -> Option<Error> {
+        lock(&self.failure).as_ref().map(copy_of)
+    }
+
     /// Whether it was closed: nothing is stored through it any more.
     pub fn is_closed(&self) -> bool {
         lock(&self.state).is_stopped

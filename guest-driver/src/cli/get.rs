@@ -4,6 +4,7 @@ use super::args::{Args, Command};
 use super::lines::Lines;
 use super::{Progress, below, complain, file_error, open_reader, say, show, write_stdout};
 use receipt_store::{Error, Locator, RawDevice, Reader, Receipt, ReceiptPath, Result};
+use rustix::fs::{Mode, OFlags};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,9 @@ fn write_file(name: &Path, data: &[u8]) -> std::io::Result<()> {
         return std::fs::write(name, data);
     }
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    below::write_whole(&std::fs::File::open(folder)?.into(), file, data)
+    // It need not be one that may be listed.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    below::write_whole(&rustix::fs::open(folder, flags, Mode::empty())?, file, data)
 }
 
 /// Reads a path or a locator; a pending one again as long as `--wait` says.

@@ -6,6 +6,8 @@ use receipt_store::{Put, ReceiptPath, Writer, WriterOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
+const IMMUTABLE: &str = "private, max-age=31536000, immutable";
+
 #[test]
 fn images_by_path_by_locator_by_version_and_by_id() {
     let stand = Stand::new();
@@ -15,12 +17,15 @@ fn images_by_path_by_locator_by_version_and_by_id() {
     let stored = issuer.put("/receipts/d/r.png?id=R", &one).expect(201).json();
     issuer.put("/receipts/d/r.png?new_version=1", &two).expect(201);
     let locator = stored["locator"].as_str().unwrap().to_owned();
-    let etag = |body: &[u8]| format!("\"{}\"", blake3::hash(body).to_hex());
+    let hash = |body: &[u8]| blake3::hash(body).to_hex().to_string();
+    let etag = |body: &[u8]| format!("\"{}\"", hash(body));
     for (target, body, caching) in [
         ("/receipts/d/r.png", &two, "private, no-cache"),
         ("/receipts?id=R", &two, "private, no-cache"),
         ("/receipts/d/r.png?version=1", &one, "private, no-cache"),
-        (&format!("/receipts/{locator}"), &one, "private, max-age=31536000, immutable"),
+        (&format!("/receipts/{locator}"), &one, "private, no-cache"),
+        (&format!("/receipts/{locator}?hash={}", hash(&one)), &one, IMMUTABLE),
+        (&format!("/receipts/d/r.png?hash={}", hash(&two)), &two, IMMUTABLE),
         ("/receipts/d%2Fr.png", &two, "private, no-cache"),
     ] {
         let answer = front.get(target).expect(200);
@@ -41,10 +46,34 @@ fn images_by_path_by_locator_by_version_and_by_id() {
     front.get("/receipts/d/r.png?version=3").expect(404);
     front.get("/receipts/d/r.png?version=0").expect(404);
     front.get("/receipts/d/r.png?version=70000").expect(404);
-    // A locator that fits no more falls back to its path, and pins nothing.
-    let stale = front.get("/receipts/d/r.png@999999.1.1.1").expect(200);
-    assert!(stale.body == two);
-    assert_eq!(stale.header("cache-control"), Some("private, no-cache"));
+    // A locator that fits no more falls back to its path.
+    assert!(front.get("/receipts/d/r.png@999999.1.1.1").expect(200).body == two);
+    for other in [format!("/receipts/d/r.png?hash={}", hash(&one)), format!("/receipts/{locator}?hash=0")] {
+        assert_eq!(front.get(&other).expect(412).code(), "changed", "{other}");
+    }
+}
+
+/// The store is made anew, and a receipt gets the path, the place and the sequence of another one: what a browser keeps is that other one.
+#[test]
+fn nothing_is_kept_for_ever_that_another_store_may_name_alike() {
+    let stand = Stand::new();
+    let issuer = stand.issuer(&[]);
+    let stored = issuer.put("/receipts/r", &image(9000, 1)).expect(201).json();
+    let by_locator = format!("/receipts/{}", stored["locator"].as_str().unwrap());
+    let by_hash = format!("{by_locator}?hash={}", stored["hash"].as_str().unwrap());
+    let front = stand.front(&issuer, &[]);
+    assert_eq!(front.get(&by_hash).expect(200).header("cache-control"), Some(IMMUTABLE));
+    let kept = front.get(&by_locator).expect(200);
+    assert!(issuer.stop().success() && front.stop().success());
+    assert!(stand.receipt(&["format", "--force", "--segment-size", "1M"]).status.success());
+    let issuer = stand.issuer(&[]);
+    let again = issuer.put("/receipts/r", &image(9000, 2)).expect(201).json();
+    assert_eq!(again["locator"], stored["locator"], "the case that is meant");
+    let front = stand.front(&issuer, &[]);
+    assert_eq!(kept.header("cache-control"), Some("private, no-cache"));
+    let headers = [("if-none-match", kept.header("etag").unwrap())];
+    assert!(front.send("GET", &by_locator, &headers, b"").expect(200).body == image(9000, 2));
+    front.get(&by_hash).expect(412);
 }
 
 #[test]

@@ -17,7 +17,9 @@ fn a_receipt_is_shown_with_what_proves_it() {
         let text = page.text();
         let hash = blake3::hash(&body).to_hex().to_string();
         assert!(text.replace("<wbr>", "").contains(&hash), "{text}");
-        assert!(text.contains(&format!("<img src=\"/receipts/{}\"", stored["locator"].as_str().unwrap())));
+        let source = format!("/receipts/{}?hash={hash}", stored["locator"].as_str().unwrap());
+        assert!(text.contains(&format!("<img src=\"{source}\"")), "{text}");
+        assert!(front.get(&source).expect(200).body == body);
         assert!(text.contains("Verified") && text.contains("<h1>HT42</h1>"), "{text}");
         let policy = page.header("content-security-policy").unwrap();
         assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
@@ -107,6 +109,8 @@ fn the_page_of_a_receipt_that_only_looks_right_says_corrupt() {
     assert!(front.send("GET", "/view/d/r.png", &[HTML], b"").expect(200).text().contains("Verified"));
     let forged = crate::forge::forge(&stand.disk(), "d/r.png");
     assert!(front.get("/receipts/d/r.png").expect(200).body == forged);
+    let hash = blake3::hash(&image(9000, 1)).to_hex();
+    assert_eq!(front.get(&format!("/receipts/d/r.png?hash={hash}")).expect(500).code(), "corrupt");
     for target in ["/view/d/r.png", "/view?id=R"] {
         let page = front.send("GET", target, &[HTML], b"").expect(500).text();
         assert!(!page.contains("Verified"), "{page}");

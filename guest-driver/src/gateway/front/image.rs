@@ -30,9 +30,9 @@ pub fn file_name(path: &str) -> &str {
 }
 
 impl Front {
-    /// `GET /receipts/PATH[?version=N][&download=1]`; PATH may be a locator.
+    /// `GET /receipts/PATH[?version=N][&hash=HASH][&download=1]`; PATH may be a locator.
     pub async fn image(&self, asked: &Asked, encoded: &str) -> Outcome<Reply> {
-        let query = Query::strict(asked.uri.query(), &["version", "download"])?;
+        let query = Query::strict(asked.uri.query(), &["version", "hash", "download"])?;
         let version = match query.number("version")? {
             Some(number) => Some(u16::try_from(number).map_err(|_| Fault::not_found("no such version"))?),
             None => None,
@@ -40,19 +40,16 @@ impl Front {
         self.send(asked, Self::wanted(encoded)?, &query, version).await
     }
 
-    /// Reads and verifies a receipt.
-    pub async fn read(&self, wanted: Wanted, version: Option<u16>) -> Outcome<Image> {
-        self.disk.receipt(&self.memory, move |reader| get(reader, &wanted, version)).await
-    }
-
-    /// As [`Front::read`], for a page that shows the hash as proof: the bytes are checked against it.
-    pub async fn read_hashed(&self, wanted: Wanted) -> Outcome<Image> {
-        let get_hashed = move |reader: &Reader<RawDevice>| {
-            let receipt = get(reader, &wanted, None)?;
-            receipt.check_hash()?;
+    /// Reads and verifies a receipt; against its hash, which takes longer, for whoever shows or names that.
+    pub async fn read(&self, wanted: Wanted, version: Option<u16>, is_hashed: bool) -> Outcome<Image> {
+        let get = move |reader: &Reader<RawDevice>| {
+            let receipt = get(reader, &wanted, version)?;
+            if is_hashed {
+                receipt.check_hash()?;
+            }
             Ok(receipt)
         };
-        self.disk.receipt(&self.memory, get_hashed).await
+        self.disk.receipt(&self.memory, get).await
     }
 
     /// Answers with a receipt.
@@ -63,19 +60,17 @@ impl Front {
         query: &Query,
         version: Option<u16>,
     ) -> Outcome<Reply> {
-        // A URL with a locator is the same receipt for ever. By path or id it may be another version tomorrow, and a number of a version
-        // comes again when the path is removed and stored anew.
-        let pinned = match &wanted {
-            Wanted::Locator(locator) if asked.uri.path().starts_with("/receipts/") && version.is_none() => {
-                Some(locator.clone())
-            }
-            _ => None,
-        };
         let is_download = query.flag("download")?;
-        let image = self.read(wanted, version).await?;
-        // A locator that fits no more falls back to its path: then it pins nothing.
-        let is_pinned = pinned.is_some_and(|locator| locator == image.stat.locator());
-        let etag = format!("\"{}\"", hex(&image.stat.header.data_hash));
+        let expected = query.get("hash");
+        let image = self.read(wanted, version, expected.is_some()).await?;
+        let hash = hex(&image.stat.header.data_hash);
+        let etag = format!("\"{hash}\"");
+        // Only a hash names bytes for ever. A locator may be that of another receipt once the disk was formatted anew or an older copy of it was
+        // brought back, a path and a version name others in time anyway.
+        if expected.is_some_and(|expected| expected != hash) {
+            let message = "the receipt is another one than ?hash= names";
+            return Err(Fault::new(StatusCode::PRECONDITION_FAILED, "changed", message).with(ETAG, &etag));
+        }
         if !is_expected(&asked.headers, &etag) {
             let message = "the receipt is another one than If-Match asks for: another version was stored";
             return Err(Fault::new(StatusCode::PRECONDITION_FAILED, "changed", message).with(ETAG, &etag));
@@ -87,7 +82,8 @@ impl Front {
         };
         let headers = reply.headers_mut();
         set(headers, ETAG, &etag);
-        let caching = if is_pinned { "private, max-age=31536000, immutable" } else { "private, no-cache" };
+        let caching =
+            if expected.is_some() { "private, max-age=31536000, immutable" } else { "private, no-cache" };
         set(headers, CACHE_CONTROL, caching);
         describe(headers, &image.stat);
         Ok(reply)

@@ -89,14 +89,14 @@ impl Front {
         let query = Query::parse(asked.uri.query())?;
         let id = Id::new(query.get("id").unwrap_or_default().trim())?;
         let wanted = self.locate(&id).await?;
-        let image = self.read_hashed(wanted).await?;
+        let image = self.read(wanted, None, true).await?;
         Ok(view::receipt(&Page::of(asked, &query), &image, Some(id.as_str())))
     }
 
     /// `GET /view/PATH`; PATH may be a locator.
     pub async fn view_path(&self, asked: &Asked, encoded: &str) -> Outcome<Reply> {
         let query = Query::parse(asked.uri.query())?;
-        let image = self.read_hashed(Self::wanted(encoded)?).await?;
+        let image = self.read(Self::wanted(encoded)?, None, true).await?;
         Ok(view::receipt(&Page::of(asked, &query), &image, None))
     }
 }

@@ -21,8 +21,9 @@ pub fn receipt(page: &Page, image: &Image, id: Option<&str>) -> Reply {
     let header = &image.stat.header;
     let path = image.stat.path.as_str();
     let title = id.unwrap_or_else(|| title(path));
-    // The very version that was verified here.
-    let source = format!("/receipts/{}", encode_path(&image.stat.locator().to_string()));
+    // The very version that was verified here, and no other bytes.
+    let locator = encode_path(&image.stat.locator().to_string());
+    let source = format!("/receipts/{locator}?hash={}", hex(&header.data_hash));
     let kind = content_type(&image.data);
     let mut main = format!(
         "<article class=\"card receipt\">\n<header><div><p class=\"kicker\">{receipt}</p><h1>{}</h1></div>\n\
@@ -44,7 +45,7 @@ pub fn receipt(page: &Page, image: &Image, id: Option<&str>) -> Reply {
         ));
     }
     main.push_str(&format!(
-        "<p class=\"actions\"><a class=\"button\" href=\"{source}?download=1\" download>{download}</a>\n\
+        "<p class=\"actions\"><a class=\"button\" href=\"{source}&amp;download=1\" download>{download}</a>\n\
          <button type=\"button\" class=\"plain\" id=\"print\" hidden>{print}</button></p>\n",
         download = words.download,
         print = words.print,

@@ -109,7 +109,7 @@ impl Words {
             "not_found" => self.not_found,
             "pending" => self.pending,
             "corrupt" => self.corrupt,
-            "issuer_down" | "issuer_failed" => self.issuer_down,
+            "issuer_down" | "issuer_failed" | "other_store" => self.issuer_down,
             "bad_request" | "bad_path" => self.bad,
             _ => self.other,
         }
