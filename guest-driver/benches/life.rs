@@ -34,8 +34,10 @@ fn main() {
         })
         .unwrap();
     let shared = SharedWriter::new(writer, CommitLimits::default());
-    println!("| round | | gets | get p50, us | get p99, us | puts | put p50, us | put p99, us | freed |");
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!(
+        "| round | | gets | get p50, us | get p99, us | puts | put p50, us | put p99, us | freed | steps with the writer | step p99, us | longest step, us |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for round in 0..ROUNDS {
         fill(&shared, round);
         let quiet = measure(&shared, &file, &format!("{round}/quiet"), false);
@@ -78,6 +80,8 @@ struct Measured {
     elapsed: Duration,
     gets: Vec<Duration>,
     puts: Vec<Duration>,
+    /// How long puts had to wait for each step of expiry.
+    steps: Vec<Duration>,
     totals: ExpireTotals,
 }
 
@@ -88,7 +92,7 @@ impl Measured {
 }
 
 fn percentile(times: &[Duration], percent: usize) -> f64 {
-    times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6
+    times.get(times.len().saturating_sub(1) * percent / 100).map_or(0.0, |time| time.as_secs_f64() * 1e6)
 }
 
 /// Gets and puts go on for four seconds, or as long as expiry takes.
@@ -125,13 +129,19 @@ fn measure(shared: &SharedWriter<RawDevice>, file: &Path, tag: &str, has_expiry:
             }
             times
         });
-        let mut totals = ExpireTotals::default();
+        let (mut totals, mut times) = (ExpireTotals::default(), Vec::new());
         if has_expiry {
             let reader = Reader::new(RawDevice::open_reader(file).unwrap(), "disk");
             let today = day::day_of_ms(receipt_store::clock_ms());
             let options = ExpireOptions { pace: Pace::new(pace()), ..ExpireOptions::of_day(today) };
-            let steps: receipt_store::expire::WithWriter<'_, RawDevice> =
-                &mut |step| shared.exclusively(|writer| step(writer));
+            let steps: receipt_store::expire::WithWriter<'_, RawDevice> = &mut |step| {
+                shared.exclusively(|writer| {
+                    let start = Instant::now();
+                    let done = step(writer);
+                    times.push(start.elapsed());
+                    done
+                })
+            };
             totals = expire(&reader, steps, options, |_| Ok(())).unwrap();
         } else {
             std::thread::sleep(Duration::from_secs(4));
@@ -140,14 +150,15 @@ fn measure(shared: &SharedWriter<RawDevice>, file: &Path, tag: &str, has_expiry:
         let (mut gets, mut puts) = (gets.join().unwrap(), puts.join().unwrap());
         gets.sort();
         puts.sort();
-        Measured { elapsed: start.elapsed(), gets, puts, totals }
+        times.sort();
+        Measured { elapsed: start.elapsed(), gets, puts, steps: times, totals }
     })
 }
 
 fn say(round: u32, what: &str, measured: &Measured) {
     let put = |percent| percentile(&measured.puts, percent);
     println!(
-        "| {round} | {what}, {:.1} s | {} | {:.0} | {:.0} | {} | {:.0} | {:.0} | {} segments, {} copies |",
+        "| {round} | {what}, {:.1} s | {} | {:.0} | {:.0} | {} | {:.0} | {:.0} | {} segments, {} copies | {} | {:.0} | {:.0} |",
         measured.elapsed.as_secs_f64(),
         measured.gets.len(),
         measured.get(50),
@@ -157,5 +168,8 @@ fn say(round: u32, what: &str, measured: &Measured) {
         put(99),
         measured.totals.segments,
         measured.totals.moved,
+        measured.steps.len(),
+        percentile(&measured.steps, 99),
+        percentile(&measured.steps, 100),
     );
 }

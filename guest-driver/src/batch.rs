@@ -89,6 +89,8 @@ pub struct Batch<'a> {
     pub tail: Tail,
     /// Records in order, for the index and the table.
     pub headers: Vec<Header>,
+    /// Receipts of the segment that it retires whose entries leave the index.
+    pub dead: Vec<Header>,
     records: Vec<Planned<'a>>,
     by_seq: HashMap<u64, usize>,
     epoch: u32,
@@ -103,6 +105,7 @@ impl<'a> Batch<'a> {
         Self {
             tail,
             headers: Vec::new(),
+            dead: Vec::new(),
             records: Vec::new(),
             by_seq: HashMap::new(),
             epoch,

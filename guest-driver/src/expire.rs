@@ -8,13 +8,15 @@
 //! one, so nothing that was removed comes back; the chain over the gap stays provable.
 
 mod empty;
+mod forecast;
 mod inspect;
 
-pub use inspect::Inspected;
+pub use inspect::{Inspected, Look};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, BLOCK_BYTES};
+use crate::list::Usage;
 use crate::pace::{Pace, Paced};
 use crate::path::ReceiptPath;
 use crate::policy::Retention;
@@ -25,6 +27,7 @@ use crate::superblock::Superblock;
 use crate::table::TableEntry;
 use crate::writer::Writer;
 use empty::chunks;
+use forecast::Forecast;
 
 /// Segments of which at least so many percent can be freed are emptied by copying the rest.
 pub const COMPACT_PERCENT: u8 = 50;
@@ -38,6 +41,10 @@ const SPARE_SEGMENTS: u64 = 3;
 const FREED_PERCENT_MIN: u64 = 3;
 /// Most bytes of copies in one commit where there are pauses.
 const PACED_BYTES_MAX: u64 = 256 << 10;
+/// Most removals in one commit where there are pauses: a header is read for each while puts wait.
+const PACED_REMOVALS_MAX: usize = 16;
+/// Receipts whose index pages are read in one step.
+const LOOK_AHEAD_RECEIPTS: usize = 64;
 
 /// How expiry works.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +121,8 @@ struct Run<'a, R, D, F> {
     totals: ExpireTotals,
     /// Blocks of the receipts to be kept that it has met.
     kept_blocks: u64,
+    /// Of a dry run.
+    forecast: Forecast,
     paced: Paced,
     report: F,
 }
@@ -136,6 +145,7 @@ pub fn expire<R: Device, D: Device>(
         options,
         totals: ExpireTotals::default(),
         kept_blocks: 0,
+        forecast: Forecast::default(),
         paced: Paced::new(options.pace),
         report,
     };
@@ -167,6 +177,12 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
             let (day, clock) = (crate::day::text(day), crate::day::text(clock_day));
             return Err(Error::Refused(format!(
                 "{day} is after what the clock says ({clock}): set the clock first"
+            )));
+        }
+        if self.options.today.is_some_and(|today| today < policy.confirmed_day) {
+            let (day, confirmed) = (crate::day::text(day), crate::day::text(policy.confirmed_day));
+            return Err(Error::Refused(format!(
+                "{day} is over: {confirmed} was confirmed already; leave `--today` out, or name a day from then on"
             )));
         }
         if self.options.today.is_none() && policy.today(day) != day && has_terms {
@@ -240,7 +256,7 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
             percent > 0 && found.freed_bytes() * 100 >= percent * found.blocks * BLOCK_BYTES
         };
         let goes = found.pinned.is_none() && (found.staying.is_empty() || is_worth);
-        let has_room = found.staying.is_empty() || self.reader.usage()?.free_segments > 0;
+        let has_room = found.staying.is_empty() || self.usage(superblock)?.free_segments > 0;
         if self.options.is_dry_run {
             return self.dry_run(&found, goes && has_room).map(|()| goes && has_room);
         }
@@ -263,26 +279,37 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
         today: u32,
         segment: (u64, &TableEntry),
     ) -> Result<Inspected> {
-        self.reader.inspect(superblock, retention, today, segment, &|| self.paced.rest())
+        let look = Look { superblock, retention, today, gone: &self.forecast.gone };
+        self.reader.inspect(look, segment, &|| self.paced.rest())
+    }
+
+    fn usage(&self, superblock: &Superblock) -> Result<Usage> {
+        self.forecast.usage(self.reader, superblock)
     }
 
     /// Empties the oldest of the segments that stayed, however little of them can be freed, while the store takes more than its room. What
     /// was removed holds the segment with its removal, and that one holds others: only the oldest of them can break the chain.
     fn bound_room(&mut self, superblock: &Superblock, today: u32, kept: &[(u64, TableEntry)]) -> Result<()> {
-        if self.options.is_dry_run || self.options.compact_percent == 0 {
+        if self.options.compact_percent == 0 {
             return Ok(());
         }
         let per_segment = superblock.geometry.blocks_per_segment();
         let segments_max = (ROOM_FACTOR * self.kept_blocks).div_ceil(per_segment).max(SPARE_SEGMENTS);
         for (segment, entry) in kept {
-            let usage = self.reader.usage()?;
+            let usage = self.usage(superblock)?;
             if usage.used_segments <= segments_max || usage.free_segments == 0 {
                 break;
             }
             let retention = Retention::read(self.reader.device(), superblock)?;
             let found = self.inspect(superblock, &retention, today, (*segment, entry))?;
             let freed_blocks = found.freed_bytes() / BLOCK_BYTES;
-            if found.pinned.is_none() && freed_blocks * 100 >= FREED_PERCENT_MIN * found.blocks {
+            if found.pinned.is_some() || freed_blocks * 100 < FREED_PERCENT_MIN * found.blocks {
+                continue;
+            }
+            if self.options.is_dry_run {
+                self.forecast.retire(&found);
+                self.count_retired(&found, found.staying.len() as u64)?;
+            } else {
                 self.empty_and_retire(&retention, &found)?;
             }
         }
@@ -292,9 +319,11 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
     fn dry_run(&mut self, found: &Inspected, goes: bool) -> Result<()> {
         self.report_expired(&found.expired)?;
         if !goes {
+            self.forecast.remove_expired(found);
             let why = found.pinned.as_deref().unwrap_or("most of it is kept");
             return (self.report)(ExpireEvent::Kept { segment: found.segment, why });
         }
+        self.forecast.retire(found);
         self.count_retired(found, found.staying.len() as u64)
     }
 
@@ -336,6 +365,13 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
         }
         let mut is_retired = false;
         if is_empty {
+            for some in found.expired.chunks(LOOK_AHEAD_RECEIPTS) {
+                (self.writer)(&mut |writer| {
+                    writer.look_ahead(some);
+                    Ok(())
+                })?;
+                self.paced.rest();
+            }
             (self.writer)(&mut |writer| {
                 is_retired = writer.retire(retention, found)?;
                 Ok(())
@@ -352,7 +388,8 @@ impl<R: Device, D: Device, F: FnMut(ExpireEvent<'_>) -> Result<()>> Run<'_, R, D
 
     /// Removes the receipts of a segment that stays.
     fn remove_expired(&mut self, found: &Inspected) -> Result<()> {
-        for some in found.expired.chunks(BATCH_RECORDS_MAX / 2) {
+        let per_commit = if self.paced.has_pauses() { PACED_REMOVALS_MAX } else { BATCH_RECORDS_MAX / 2 };
+        for some in found.expired.chunks(per_commit) {
             let mut removed = Vec::new();
             let done = (self.writer)(&mut |writer| {
                 removed = writer.remove_expired(some)?;

@@ -103,7 +103,16 @@ fn term_of(years: &str, is_from_year_end: bool) -> Result<Term> {
             let number = years
                 .parse()
                 .map_err(|_| Error::Usage(format!("`{years}`: a number of years, `forever` or `none`")))?;
-            if is_from_year_end { Term::YearEnd(number) } else { Term::Years(number) }
+            match number {
+                0 if !is_from_year_end => {
+                    return Err(Error::Usage(
+                        "0 years would end every term on its day of issue: `none` is for receipts without a term, and with --from-year-end 0 is the end of the year of issue"
+                            .to_owned(),
+                    ));
+                }
+                number if is_from_year_end => Term::YearEnd(number),
+                number => Term::Years(number),
+            }
         }
     })
 }

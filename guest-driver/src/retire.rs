@@ -9,6 +9,7 @@
 //! record or none and starts again at the index.
 
 use crate::apply::Pages;
+use crate::batch::Batch;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{BLOCK_BYTES, Geometry, block_offset};
@@ -185,21 +186,25 @@ pub fn walk_segment(
 }
 
 impl<D: Device> Pages<'_, D> {
-    /// Takes the entries that point into a retired segment out of the index: written and flushed when this returns.
-    ///
-    /// # Errors
-    /// A device error or [`Error::Corrupt`].
-    pub(crate) fn remove_entries(&mut self, retired: &Retired) -> Result<()> {
-        let (device, superblock) = (self.device, self.superblock);
+    /// As [`Pages::remove_entries`], of every receipt that the segment holds: one read a record.
+    fn remove_all_entries(&mut self, retired: &Retired) -> Result<()> {
         let mut dead: Vec<Header> = Vec::new();
-        walk_segment(device, superblock, retired.segment, retired.generation, |header, _| {
+        walk_segment(self.device, self.superblock, retired.segment, retired.generation, |header, _| {
             if header.kind == Kind::Put {
                 dead.push(header.clone());
             }
             Ok(())
         })?;
+        self.remove_entries(&dead)
+    }
+
+    /// Takes the entries that name these records out of the index: written and flushed when this returns.
+    ///
+    /// # Errors
+    /// A device error or [`Error::Corrupt`].
+    fn remove_entries(&mut self, dead: &[Header]) -> Result<()> {
         for header in dead {
-            let hash = superblock.path_hash(&header.meta);
+            let hash = self.superblock.path_hash(&header.meta);
             for (page_no, entry) in self.search(hash)?.entries {
                 if entry.seq != header.seq {
                     continue;
@@ -273,7 +278,8 @@ pub(crate) fn is_all_zero(header: &Header, bytes: &[u8]) -> bool {
     bytes.get(header.len_bytes()..).is_some_and(|data| data.iter().all(|byte| *byte == 0))
 }
 
-/// The part of a commit that follows its pages: what Erase and Retire records order.
+/// The part of a commit that follows its pages: what Erase and Retire records order. Puts wait meanwhile, so it reads no record: who looked at the segment
+/// knows its receipts.
 ///
 /// # Errors
 /// A device error or [`Error::Corrupt`]; recovery does it again.
@@ -281,20 +287,17 @@ pub(crate) fn carry_out<D: Device>(
     device: &D,
     superblock: &Superblock,
     store: &mut PageStore,
-    headers: &[Header],
+    batch: &Batch<'_>,
 ) -> Result<()> {
     let mut has_erased = false;
-    for header in headers {
+    for header in &batch.headers {
         match header.kind {
             Kind::Erase if Rule::EraseZeroes.holds() => {
                 has_erased |= zero_data(device, superblock, header)?;
             }
             Kind::Retire => {
-                let Some(retired) = Retired::of(header, &superblock.geometry) else {
-                    return Err(Error::Corrupt(format!("Retire at block {}: out of bounds", header.block)));
-                };
                 let mut pages = Pages { device, superblock, store: &mut *store, window_puts: 0 };
-                pages.remove_entries(&retired)?;
+                pages.remove_entries(&batch.dead)?;
                 // crash here: nothing points into the segment; recovery frees and discards it.
                 pages.apply(header)?;
                 store.write_staged(device)?;
@@ -317,7 +320,7 @@ pub(crate) fn remove_entries_again<D: Device>(pages: &mut Pages<'_, D>, window: 
         let opens = |later: &Header| crate::log::seal_link(later, geometry).map(|link| link.0);
         let is_open_again = window[position..].iter().any(|later| opens(later) == Some(retired.segment));
         if !is_open_again && Rule::RetireRepeats.holds() {
-            pages.remove_entries(&retired)?;
+            pages.remove_all_entries(&retired)?;
         }
     }
     Ok(())

@@ -131,6 +131,12 @@ impl Superblock {
         PathHash::of(&self.path_key, path)
     }
 
+    /// The index page in each region at which the search for a path begins.
+    pub(crate) fn home_pages(&self, path: &[u8]) -> impl Iterator<Item = u64> {
+        let bucket = self.path_hash(path).bucket;
+        self.geometry.regions.iter().map(move |region| self.geometry.home_page(region, bucket))
+    }
+
     /// What the first record of the store carries as the hash of its predecessor. It binds the chain to the store:
     /// records that an earlier store left on the disk never fit.
     #[must_use]

@@ -153,14 +153,8 @@ impl<D: Device> Writer<D> {
         check_limits(groups)?;
         self.pages.shrink();
         let superblock = &self.superblock;
-        let homes = groups.iter().copied().flatten().flat_map(|change| {
-            let bucket = superblock.path_hash(change.path().as_str().as_bytes()).bucket;
-            superblock
-                .geometry
-                .regions
-                .iter()
-                .map(move |region| superblock.geometry.home_page(region, bucket))
-        });
+        let paths = groups.iter().copied().flatten().map(|change| change.path().as_str().as_bytes());
+        let homes = paths.flat_map(|path| superblock.home_pages(path));
         self.pages.prefetch(&self.device, homes, PageKind::Index);
         Ok(())
     }
@@ -248,7 +242,7 @@ impl<D: Device> Writer<D> {
             self.pages.flush(&self.device, Rule::ReplacementFlushed)?;
         }
         if batch.headers.iter().any(|header| header.kind.is_of_life()) {
-            carry_out(&self.device, &self.superblock, &mut self.pages, &batch.headers)?;
+            carry_out(&self.device, &self.superblock, &mut self.pages, &batch)?;
         }
         // The head comes last, so that whoever sees a sequence published also finds its entry.
         self.tail = batch.tail;

@@ -113,6 +113,17 @@ fn terms_holds_and_erasure(store: &Store) {
     store.ok(&["put", "none", &image]);
     assert!(store.fails(&["rm", "new"], 8).contains("kept until"));
     store.fails(&["put", "y", &image, "--issued", "2001-02-30"], 2);
+    // A slip of the pen would keep it for a thousand years.
+    let said = store.fails(&["put", "y", &image, "--class", "1", "--issued", "2999-01-01"], 8);
+    assert!(said.contains("2999-01-01") && said.contains("after today"), "{said}");
+    store.fails(&["stat", "y"], 3);
+    // And this one would end every term at once.
+    let said = store.fails(&["policy", "set", "1", "0"], 2);
+    assert!(said.contains("none"), "{said}");
+    assert!(store.ok(&["policy"]).contains("class 1: 10 years"), "as it was");
+    store.ok(&["policy", "set", "4", "0", "--from-year-end"]);
+    let said = store.fails(&["expire", "--today", "2020-01-01"], 8);
+    assert!(said.contains("confirmed already") && said.contains("leave `--today` out"), "{said}");
     assert!(store.fails(&["hold", "ol", "--until", "2020-01-01"], 2).contains("2020-01-01 is over"));
     store.ok(&["hold", "ol"]);
     store.ok(&["hold", "/none", "--until", "2999-01-01"]);

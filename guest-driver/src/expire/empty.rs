@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::layout::{BATCH_RECORDS_MAX, BLOCK_BYTES};
 use crate::log::read_blocks;
+use crate::page::PageKind;
 use crate::path::ReceiptPath;
 use crate::policy::Retention;
 use crate::record::{FLAG_EXPIRED, FLAG_MOVED, Header, Kind};
@@ -77,6 +78,14 @@ impl<D: Device> Writer<D> {
         self.append_record(batch, draft).map(|_| true)
     }
 
+    /// Reads the index pages that a retirement of these receipts changes, so that it reads none while puts wait for it.
+    pub(super) fn look_ahead(&mut self, headers: &[Header]) {
+        self.pages.shrink();
+        let superblock = &self.superblock;
+        let homes = headers.iter().flat_map(|header| superblock.home_pages(&header.meta));
+        self.pages.prefetch(&self.device, homes, PageKind::Index);
+    }
+
     /// Retires a segment that was looked at under `retention`; false when that is not so any more.
     pub(crate) fn retire(&mut self, retention: &Retention, found: &Inspected) -> Result<bool> {
         let Some(range) = found.range else { return Ok(false) };
@@ -94,6 +103,7 @@ impl<D: Device> Writer<D> {
             let meta = Retired { segment: found.segment, generation: found.generation, range }.encode();
             let data = encode_ranges(&join_ranges(found.carried.clone()));
             writer.make_room(batch, &meta, data.len() as u64, Reserve::Used)?;
+            batch.dead.clone_from(&found.expired);
             writer.append_record(batch, Draft::statement(Kind::Retire, meta, data))
         })?;
         Ok(true)

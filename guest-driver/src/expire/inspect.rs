@@ -13,6 +13,7 @@ use crate::retire::{Range, Retired, decode_ranges, walk_segment};
 use crate::rules::Rule;
 use crate::superblock::Superblock;
 use crate::table::{SegmentState, TableEntry};
+use std::collections::HashSet;
 
 /// What is in a sealed segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,19 @@ impl Inspected {
     }
 }
 
+/// What a look goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
+    /// Superblock.
+    pub superblock: &'a Superblock,
+    /// Terms and holds.
+    pub retention: &'a Retention,
+    /// Days since 1970.
+    pub today: u32,
+    /// Segments that count as retired already.
+    pub gone: &'a HashSet<u64>,
+}
+
 impl<D: Device> Reader<D> {
     /// Looks at every record of a sealed segment: one read a record, and one or two a receipt. Between two it calls `rest`.
     ///
@@ -58,9 +72,7 @@ impl<D: Device> Reader<D> {
     /// A device error.
     pub fn inspect(
         &self,
-        superblock: &Superblock,
-        retention: &Retention,
-        today: u32,
+        look: Look<'_>,
         (segment, entry): (u64, &TableEntry),
         rest: &dyn Fn(),
     ) -> Result<Inspected> {
@@ -76,7 +88,7 @@ impl<D: Device> Reader<D> {
         };
         let mut is_sealed = false;
         let mut next_seq = entry.first_seq;
-        walk_segment(self.device(), superblock, segment, entry.generation, |header, hash| {
+        walk_segment(self.device(), look.superblock, segment, entry.generation, |header, hash| {
             is_sealed = header.kind == Kind::Seal && header.seq == next_seq;
             if header.seq != next_seq {
                 found.pin("its records have a gap".to_owned());
@@ -92,7 +104,7 @@ impl<D: Device> Reader<D> {
             let range = found.range.get_or_insert(first);
             (range.last_seq, range.last_hash) = (header.seq, hash);
             rest();
-            self.inspect_record(superblock, retention, today, header, &mut found)
+            self.inspect_record(look, header, &mut found)
         })?;
         if !is_sealed {
             found.pin("a header is damaged: run `receipt verify`".to_owned());
@@ -100,53 +112,47 @@ impl<D: Device> Reader<D> {
         Ok(found)
     }
 
-    fn inspect_record(
-        &self,
-        superblock: &Superblock,
-        retention: &Retention,
-        today: u32,
-        header: &Header,
-        found: &mut Inspected,
-    ) -> Result<()> {
-        let older = self.still_there(superblock, header)?;
+    fn inspect_record(&self, look: Look<'_>, header: &Header, found: &mut Inspected) -> Result<()> {
+        let older = self.still_there(look, header)?;
         let hides =
-            older.as_ref().filter(|older| superblock.geometry.segment_of(older.block) != found.segment);
+            older.as_ref().filter(|older| look.superblock.geometry.segment_of(older.block) != found.segment);
         if let Some(older) = hides
             && Rule::RetireHidesNothing.holds()
         {
             found.pin(format!("record {} hides record {}, which is still there", header.seq, older.seq));
         }
         match header.kind {
-            Kind::Put => self.inspect_receipt(superblock, retention, today, header, older, found),
-            Kind::Retire => self.carry(superblock, header, found),
+            Kind::Put => self.inspect_receipt(look, header, older, found),
+            Kind::Retire => self.carry(look.superblock, header, found),
             _ => Ok(()),
         }
     }
 
     /// The record that this one replaces or removes, if it is still in the log.
-    fn still_there(&self, superblock: &Superblock, header: &Header) -> Result<Option<Header>> {
+    fn still_there(&self, look: Look<'_>, header: &Header) -> Result<Option<Header>> {
         let (block, seq) = (header.previous_version_block, header.previous_version_seq);
-        if seq == 0 || !superblock.geometry.holds_record(block, 1) {
+        if seq == 0 || !look.superblock.geometry.holds_record(block, 1) {
             return Ok(None);
         }
-        let older = read_header(self.device(), superblock, block)?.ok().map(|(older, _)| older);
+        if look.gone.contains(&look.superblock.geometry.segment_of(block)) {
+            return Ok(None);
+        }
+        let older = read_header(self.device(), look.superblock, block)?.ok().map(|(older, _)| older);
         match older.filter(|older| older.seq == seq) {
             // What lies in a segment that is free is no part of the log any more.
-            Some(older) if !self.is_retired(superblock, block, seq)? => Ok(Some(older)),
+            Some(older) if !self.is_retired(look.superblock, block, seq)? => Ok(Some(older)),
             _ => Ok(None),
         }
     }
 
     fn inspect_receipt(
         &self,
-        superblock: &Superblock,
-        retention: &Retention,
-        today: u32,
+        look: Look<'_>,
         header: &Header,
         older: Option<Header>,
         found: &mut Inspected,
     ) -> Result<()> {
-        let index = match self.search_buckets(superblock, superblock.path_hash(&header.meta)) {
+        let index = match self.search_buckets(look.superblock, look.superblock.path_hash(&header.meta)) {
             Ok(index) if !index.is_damaged => index,
             Ok(_) | Err(Error::Corrupt(_)) => {
                 found.pin("an index page is damaged: run `receipt verify`".to_owned());
@@ -154,12 +160,12 @@ impl<D: Device> Reader<D> {
             }
             Err(error) => return Err(error),
         };
-        let is_expired = retention.is_expired(&header.meta, header.class, header.issued_day, today);
+        let is_expired = look.retention.is_expired(&header.meta, header.class, header.issued_day, look.today);
         if !Rule::RetireLooks.holds() {
             return Ok(());
         }
         if index.entries.iter().any(|(_, entry)| entry.seq == header.seq) {
-            if is_expired && self.is_history_expired(superblock, retention, today, header)? {
+            if is_expired && self.is_history_expired(look, header)? {
                 found.expired.push(header.clone());
             } else {
                 if older.is_some() && header.flags & FLAG_MOVED == 0 {
@@ -169,26 +175,20 @@ impl<D: Device> Reader<D> {
             }
             return Ok(());
         }
-        if retention.hold_on(&header.meta, today).is_some() && Rule::HoldKeeps.holds() {
+        if look.retention.hold_on(&header.meta, look.today).is_some() && Rule::HoldKeeps.holds() {
             found.pin("a hold covers what was removed or replaced".to_owned());
-        } else if !is_expired && self.is_older_version(superblock, header)? {
+        } else if !is_expired && self.is_older_version(look, header)? {
             found.pin("an older version is kept".to_owned());
         }
         Ok(())
     }
 
     /// Whether all versions before this one are past their terms, too.
-    fn is_history_expired(
-        &self,
-        superblock: &Superblock,
-        retention: &Retention,
-        today: u32,
-        header: &Header,
-    ) -> Result<bool> {
+    fn is_history_expired(&self, look: Look<'_>, header: &Header) -> Result<bool> {
         let mut header = header.clone();
         while header.flags & FLAG_MOVED == 0 {
-            let Some(older) = self.still_there(superblock, &header)? else { break };
-            if !retention.is_expired(&older.meta, older.class, older.issued_day, today) {
+            let Some(older) = self.still_there(look, &header)? else { break };
+            if !look.retention.is_expired(&older.meta, older.class, older.issued_day, look.today) {
                 return Ok(false);
             }
             header = older;
@@ -197,17 +197,17 @@ impl<D: Device> Reader<D> {
     }
 
     /// Whether `get --version` finds this record.
-    fn is_older_version(&self, superblock: &Superblock, header: &Header) -> Result<bool> {
-        let index = self.search_buckets(superblock, superblock.path_hash(&header.meta))?;
+    fn is_older_version(&self, look: Look<'_>, header: &Header) -> Result<bool> {
+        let index = self.search_buckets(look.superblock, look.superblock.path_hash(&header.meta))?;
         for (_, entry) in index.entries.iter().filter(|(_, entry)| entry.seq > header.seq) {
-            let Ok((mut newer, _)) = read_header(self.device(), superblock, entry.block)? else {
+            let Ok((mut newer, _)) = read_header(self.device(), look.superblock, entry.block)? else {
                 return Ok(true);
             };
             if newer.meta != header.meta {
                 continue; // another path with the same tag
             }
             while newer.seq > header.seq && newer.flags & FLAG_MOVED == 0 {
-                match self.still_there(superblock, &newer)? {
+                match self.still_there(look, &newer)? {
                     Some(older) if older.seq == header.seq => return Ok(true),
                     Some(older) => newer = older,
                     None => break,

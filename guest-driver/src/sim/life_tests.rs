@@ -4,6 +4,7 @@ mod asked;
 mod crashes;
 mod expiry;
 mod failing;
+mod forecast;
 mod growth;
 mod ids;
 mod meanwhile;

@@ -57,7 +57,7 @@ pub(super) fn store() -> (Sim, Content) {
     for number in 0..24_u8 {
         let name = path(&format!("r/{number}"));
         let mut data = vec![number; 20_000];
-        writer.put(&Put { issued_day: Some(u32::from(number)), ..Put::new(&name, &data) }).unwrap();
+        writer.put(&Put { issued_day: Some(u32::from(number % 2)), ..Put::new(&name, &data) }).unwrap();
         if number % 3 == 0 {
             data.fill(100 + number);
             writer.put(&Put { is_new_version: true, ..Put::new(&name, &data) }).unwrap();

@@ -6,7 +6,7 @@ use super::Writer;
 use super::change::{Put, Stored};
 use crate::batch::{Batch, Draft};
 use crate::checksum::DataSums;
-use crate::day::day_of_ms;
+use crate::day::{self, day_of_ms};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::locator::Locator;
@@ -60,10 +60,14 @@ impl<D: Device> Writer<D> {
         let inherited = previous.as_ref().map_or(0, |header| header.class);
         let class = put.class.unwrap_or(inherited);
         self.check_class(class)?;
-        let issued_day = match put.issued_day {
-            Some(day) => day,
-            None => self.issue_day(class)?,
-        };
+        let today = self.issue_day(class)?;
+        let issued_day = put.issued_day.unwrap_or(today);
+        if issued_day > today.saturating_add(1) {
+            let (path, issued, today) = (put.path, day::text(issued_day), day::text(today));
+            return Err(Error::Refused(format!(
+                "{path}: issued on {issued}, which is after today ({today}): correct the date, or the clock"
+            )));
+        }
         self.make_room(batch, put.path.as_str().as_bytes(), put.data.len() as u64, Reserve::Kept)?;
         let draft = Draft {
             kind: Kind::Put,

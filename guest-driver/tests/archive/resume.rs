@@ -140,6 +140,17 @@ fn archive_export_goes_on_from_any_byte() {
         let expected = if options.is_empty() { 63 } else { 0 };
         assert_eq!(resume(&place, &[options, &[name]].concat()), expected, "{options:?}");
     }
+    // A disk that was set back has another receipt under the sequence of one in the archive.
+    fs::copy(place.path("a"), place.path("before")).unwrap();
+    place.ok("a", &["put", "last", "other"]);
+    place.ok("a", &["export", "later.tar"]);
+    fs::rename(place.path("later.tar"), place.path("later.tar.part")).unwrap();
+    fs::rename(place.path("before"), place.path("a")).unwrap();
+    place.write("another", b"another");
+    place.ok("a", &["put", "last", "another"]);
+    assert_eq!(resume(&place, &["later.tar"]), 0, "the first entry is another one");
+    place.ok("b", &["import", "later.tar"]);
+    assert_eq!(place.ok("b", &["get", "last"]), "another");
     place.fill_other("b");
     place.write("out.tar.part", &whole);
     let output = place.run("b", &["export", "out.tar"]);

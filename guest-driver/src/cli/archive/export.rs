@@ -3,11 +3,12 @@
 use super::folder::FolderTarget;
 use super::is_tar;
 use super::kept::Kept;
-use super::line::First;
+use super::line::{First, item_line};
 use super::tar_target::TarTarget;
 use crate::cli::args::Args;
 use crate::cli::{Progress, complain, open_reader, say};
-use receipt_store::{Error, Locator, RawDevice, Reader, Receipt, Result};
+use receipt_store::log::read_header;
+use receipt_store::{Error, Locator, RawDevice, Reader, Receipt, Result, Stat};
 use std::path::Path;
 
 enum Target {
@@ -35,8 +36,14 @@ impl Target {
     fn compare(&mut self, reader: &Reader<RawDevice>, prefix: &str) -> Result<()> {
         let Self::Tar(tar) = self else { return Ok(()) };
         if let Some(kept) = tar.kept() {
+            let superblock = reader.superblock()?;
             reader.list_to_head(prefix, |locator| {
-                kept.see(locator.seq);
+                if kept.holds(locator.seq)
+                    && let Ok((header, _)) = read_header(reader.device(), &superblock, locator.block)?
+                {
+                    let line = item_line(&Stat { path: locator.path, header }, false);
+                    kept.compare(locator.seq, &line);
+                }
                 Ok(())
             })?;
         }

@@ -9,12 +9,22 @@ use std::fs::File;
 use std::io::{BufReader, Seek};
 use std::path::Path;
 
+/// Of the line of a receipt: all that is known of it.
+type Digest = [u8; 16];
+
+fn digest(line: &[u8]) -> Digest {
+    let mut digest = Digest::default();
+    blake3::Hasher::new().update(line).finalize_xof().fill(&mut digest);
+    digest
+}
+
 /// The entries of one path.
 #[derive(Clone, Copy, Debug)]
 struct Group {
     start_bytes: u64,
     entries: u64,
-    /// The store was found to hold this version as the newest one.
+    digest: Digest,
+    /// The store was found to hold this one.
     is_current: bool,
 }
 
@@ -50,7 +60,8 @@ impl Kept {
                 kept = is_first.then(|| Self { groups: HashMap::new(), end_bytes });
                 return Ok(is_first);
             };
-            match parse_line(&line.unwrap_or_default())? {
+            let line = line.unwrap_or_default();
+            match parse_line(&line)? {
                 Line::Item(item)
                     if entry_name == item.entry_name().as_bytes()
                         && item.holds(&data)
@@ -59,7 +70,8 @@ impl Kept {
                     entries += 1;
                     path = Some(item.path);
                     if !item.is_older {
-                        let group = Group { start_bytes: kept.end_bytes, entries, is_current: false };
+                        let (start_bytes, digest) = (kept.end_bytes, digest(&line));
+                        let group = Group { start_bytes, entries, digest, is_current: false };
                         kept.groups.insert(item.seq, group);
                         (kept.end_bytes, entries) = (end_bytes, 0);
                     }
@@ -71,7 +83,19 @@ impl Kept {
         kept
     }
 
-    /// Whether the newest version with this sequence is there; returns how many entries its path has.
+    /// Whether a newest version with this sequence is there.
+    pub fn holds(&self, seq: u64) -> bool {
+        self.groups.contains_key(&seq)
+    }
+
+    /// The store holds this one: whether it is the one that is here, its line says. A disk that was set back may have another one under its sequence.
+    pub fn compare(&mut self, seq: u64, line: &str) {
+        if let Some(group) = self.groups.get_mut(&seq) {
+            group.is_current = group.digest == digest(line.as_bytes());
+        }
+    }
+
+    /// Whether the newest version with this sequence is there, after [`Kept::cut`]; returns how many entries its path has.
     pub fn see(&mut self, seq: u64) -> Option<u64> {
         let group = self.groups.get_mut(&seq)?;
         group.is_current = true;

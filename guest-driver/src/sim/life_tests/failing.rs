@@ -3,11 +3,13 @@
 
 use super::crashes::still_there;
 use super::expiry::fill;
+use super::meanwhile::store_with_copy_left;
 use super::{DAY, is_clean, listed, open, options, path, put, run_expire, set_term, store};
 use crate::expire::COMPACT_PERCENT;
+use crate::log::read_blocks;
 use crate::policy::{Retention, Term};
 use crate::sim::{Fate, Rng, Sim, SimWriter};
-use crate::{Error, Hold, Put, Reader, Result, Writer};
+use crate::{Error, Hold, Locator, Put, Reader, Result, Writer};
 
 /// Fails each operation of opening, `step` and closing once. `check` gets whether `step` was acknowledged.
 fn fail_everywhere(
@@ -112,6 +114,55 @@ fn a_disk_that_fails_once_under_an_erasure_erases_what_is_acknowledged() {
             Err(error) => panic!("{story}: {error}"),
         }
     });
+}
+
+/// What expiry has copied lies twice on a disk that cannot discard: both are gone once the path is.
+#[test]
+fn a_disk_that_fails_once_under_an_erasure_of_a_copy_leaves_no_older_one() {
+    for is_reopened in [false, true] {
+        let (sim, old, secret) = store_with_copy_left(is_reopened);
+        let copy = Reader::new(sim.reader(), "sim").stat(&path("p")).unwrap().locator();
+        assert!(
+            copy.block != old.block && holds(&sim, &old, &secret) && holds(&sim, &copy, &secret),
+            "twice"
+        );
+        let names = listed(&sim);
+        let step = |_: &Sim, writer: &mut Writer<SimWriter>| match writer.erase(&path("p"), "order") {
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            // The trial write failed, once: nothing was promised.
+            Err(Error::Refused(_)) => writer.erase(&path("p"), "order").map(drop),
+            Err(error) => Err(error),
+        };
+        fail_everywhere(&sim, DAY + 400, step, |sim, is_done, story| {
+            let reader = Reader::new(sim.reader(), "sim");
+            match reader.get(&path("p")) {
+                Ok(receipt) => {
+                    assert!(!is_done && receipt.data() == secret, "{story}");
+                    assert_eq!(
+                        reader.get_locator(&old).unwrap().data(),
+                        secret,
+                        "{story}: by the old locator"
+                    );
+                    assert_eq!(listed(sim), names, "{story}");
+                }
+                Err(Error::NotFound { .. }) => {
+                    assert!(
+                        [&old, &copy].iter().all(|at| !holds(sim, at, &secret)),
+                        "{story}: still on the disk"
+                    );
+                    assert!(matches!(reader.get_locator(&old), Err(Error::NotFound { .. })), "{story}");
+                    assert_eq!(listed(sim).len(), names.len() - 1, "{story}");
+                }
+                Err(error) => panic!("{story}: {error}"),
+            }
+        });
+    }
+}
+
+/// Whether any of the data is where a locator says.
+fn holds(sim: &Sim, at: &Locator, secret: &[u8]) -> bool {
+    let blocks = read_blocks(&sim.reader(), at.block, at.blocks).unwrap();
+    blocks.as_slice().windows(20).any(|window| window == &secret[..20])
 }
 
 #[test]

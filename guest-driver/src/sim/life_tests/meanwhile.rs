@@ -6,8 +6,8 @@ use crate::device::{Device, DeviceResult};
 use crate::expire::{COMPACT_PERCENT, ExpireOptions, expire};
 use crate::layout::{BLOCK_BYTES, block_offset};
 use crate::policy::Term;
-use crate::sim::{SimReader, SimWriter};
-use crate::{Hold, Put, Reader, Writer};
+use crate::sim::{Sim, SimReader, SimWriter};
+use crate::{Hold, Locator, Put, Reader, Writer};
 use std::cell::{Cell, RefCell};
 
 /// A disk whose discards change nothing.
@@ -119,51 +119,59 @@ pub(in crate::sim) fn a_list_over_expiry_leaves_nothing_out() {
     }
 }
 
-/// Expiry has copied a receipt, and the disk kept the bytes where they were: in free room, and in a segment that was opened again.
+/// A store in which expiry has copied the receipt `p`, and the disk kept the bytes where they were: in free room, or in a segment that was opened again. With its
+/// old locator and its data.
+pub(super) fn store_with_copy_left(is_reopened: bool) -> (Sim, Locator, Vec<u8>) {
+    let sim = store(8 << 20);
+    let start = |day| Writer::open(NoDiscard(sim.writer()), &options(day)).unwrap();
+    let mut writer = start(DAY);
+    writer
+        .change_policy(|policy| {
+            (policy.terms[1], policy.terms[2]) = (Term::Years(1), Term::Years(10));
+            Ok(())
+        })
+        .unwrap();
+    let secret = b"SECRETSECRETSECRETS!".repeat(500);
+    let put_many = |writer: &mut Writer<NoDiscard>, tag: &str, count: usize| {
+        for n in 0..count {
+            let name = path(&format!("{tag}/{n}"));
+            writer.put(&Put { class: Some(1), ..Put::new(&name, &[1; 20_000]) }).unwrap();
+        }
+    };
+    put_many(&mut writer, "before", 7);
+    let first = writer.put(&Put { class: Some(2), ..Put::new(&path("p"), &secret) }).unwrap();
+    put_many(&mut writer, "x", 30);
+    writer.close().unwrap();
+    let mut writer = start(DAY + 400);
+    let reader = Reader::new(sim.reader_of_now(), "sim");
+    let options = ExpireOptions::of_day(DAY + 400);
+    expire(&reader, &mut |step| step(&mut writer), options, |_| Ok(())).unwrap();
+    if is_reopened {
+        // Round the disk, until the first segment is open again and its beginning written over.
+        let first_segment = reader.superblock().unwrap().geometry.segment_of(first.locator.block);
+        let mut n = 0;
+        while reader.superblock().unwrap().geometry.segment_of(writer.tail.cursor.block) != first_segment {
+            writer.put(&Put::new(&path(&format!("round/{n}")), &[2; 40_000])).unwrap();
+            n += 1;
+        }
+    }
+    writer.close().unwrap();
+    (sim, first.locator, secret)
+}
+
 #[test]
 pub(in crate::sim) fn an_erasure_reaches_what_copies_have_left() {
-    for reopened in [false, true] {
-        let sim = store(8 << 20);
-        let start = |day| Writer::open(NoDiscard(sim.writer()), &options(day)).unwrap();
-        let mut writer = start(DAY);
-        writer
-            .change_policy(|policy| {
-                (policy.terms[1], policy.terms[2]) = (Term::Years(1), Term::Years(10));
-                Ok(())
-            })
-            .unwrap();
-        let secret = b"SECRETSECRETSECRETS!".repeat(500);
-        let put_many = |writer: &mut Writer<NoDiscard>, tag: &str, count: usize| {
-            for n in 0..count {
-                let name = path(&format!("{tag}/{n}"));
-                writer.put(&Put { class: Some(1), ..Put::new(&name, &[1; 20_000]) }).unwrap();
-            }
-        };
-        put_many(&mut writer, "before", 7);
-        let first = writer.put(&Put { class: Some(2), ..Put::new(&path("p"), &secret) }).unwrap();
-        put_many(&mut writer, "x", 60);
-        writer.close().unwrap();
-        let mut writer = start(DAY + 400);
+    for is_reopened in [false, true] {
+        let (sim, locator, secret) = store_with_copy_left(is_reopened);
+        let mut writer = Writer::open(NoDiscard(sim.writer()), &options(DAY + 400)).unwrap();
         let reader = Reader::new(sim.reader_of_now(), "sim");
-        let options = ExpireOptions::of_day(DAY + 400);
-        expire(&reader, &mut |step| step(&mut writer), options, |_| Ok(())).unwrap();
-        if reopened {
-            // Round the disk, until the first segment is open again and its beginning written over.
-            let first_segment = reader.superblock().unwrap().geometry.segment_of(first.locator.block);
-            let mut n = 0;
-            while reader.superblock().unwrap().geometry.segment_of(writer.tail.cursor.block) != first_segment
-            {
-                writer.put(&Put::new(&path(&format!("round/{n}")), &[2; 40_000])).unwrap();
-                n += 1;
-            }
-        }
-        assert_eq!(reader.get_locator(&first.locator).unwrap().data(), secret, "the disk has kept it");
+        assert_eq!(reader.get_locator(&locator).unwrap().data(), secret, "the disk has kept it");
         assert!(sim.holds_bytes(&secret[..20]));
         assert_eq!(writer.erase(&path("p"), "court order").unwrap().len(), 1);
-        assert_eq!(code(reader.get_locator(&first.locator)), 3, "by the old locator");
+        assert_eq!(code(reader.get_locator(&locator)), 3, "by the old locator");
         let crashed = sim.fork();
         crashed.crash_host(crate::sim::Fate::Lose);
-        assert!(!crashed.holds_bytes(&secret[..20]), "still on the disk, reopened: {reopened}");
+        assert!(!crashed.holds_bytes(&secret[..20]), "still on the disk, reopened: {is_reopened}");
         assert_eq!(code(writer.erase(&path("p"), "again")), 3);
         writer.close().unwrap();
         is_clean(&sim, "erased");
