@@ -12,7 +12,7 @@ use receiptdisk_tests::raw::{
 };
 use receiptdisk_tests::rng::Rng;
 use receiptdisk_tests::{
-    Ctl, DiskOp, FaultDisk, FaultStand, Polite, SECTOR, Scratch, Serve, Stand, pattern, until,
+    Ctl, DiskOp, FaultDisk, FaultStand, FileSystem, Polite, SECTOR, Scratch, Serve, Stand, pattern, until,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -528,5 +528,38 @@ fn memory_that_another_process_answers_for_is_refused() {
     let log = scene.stand.backend().log();
     assert_eq!(log.matches("another process or host may answer").count(), 2, "{log}");
     drop((guest, inflight, file, disk));
+    scene.assert_unhurt();
+}
+
+/// Who answers for a page is told by the file system's device: a block device's is the kernel's own matter.
+#[test]
+fn memory_in_a_file_is_taken_from_block_devices_and_from_nowhere_else() {
+    let mut scene = Scene::plain();
+    let scratch = Scratch::new();
+    let create = |system: &FileSystem, name: &str| {
+        let mut options = File::options();
+        let file = options.read(true).write(true).create_new(true).open(system.path().join(name)).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file
+    };
+    let ext4 = FileSystem::make(&scratch, "ext4", "/sbin/mke2fs", 64 << 20);
+    let mut guest = scene.stand.raw("hostile").with_memory(Memory::of_file(create(&ext4, "memory")));
+    guest.start_queues(1);
+    guest.assert_works();
+    let inflight = Inflight::of_file(create(&ext4, "inflight").into(), 1 << 20, 1, 128);
+    assert_eq!(guest.front().acknowledged(&inflight.message(), &[inflight.file().as_fd()]).unwrap(), 0);
+    guest.assert_works();
+    drop(guest);
+    let mut others = vec![FileSystem::overlay(&scratch)];
+    if std::fs::read_to_string("/proc/filesystems").unwrap().contains("\tbtrfs\n") {
+        others.push(FileSystem::make(&scratch, "btrfs", "mkfs.btrfs", 128 << 20));
+    }
+    for (system, is_taken) in [(&ext4, true)].into_iter().chain(others.iter().map(|other| (other, false))) {
+        let guest = scene.stand.raw("hostile");
+        let region = Region { guest: 0, size: 1 << 20, user: 0, offset: 0 };
+        let file = create(system, "other");
+        let told = guest.front().acknowledged(&mem_table(&[region]), &[file.as_fd()]).unwrap();
+        assert_eq!(told == 0, is_taken, "{}", system.path().display());
+    }
     scene.assert_unhurt();
 }

@@ -4,7 +4,9 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
 
 use receiptdisk_tests::raw::{Message, RawGuest, Request, Setup, Wire, status};
-use receiptdisk_tests::{Backend, Ctl, Guest, SECTOR, Scratch, Serve, SmallTmpfs, Stand, pattern, until};
+use receiptdisk_tests::{
+    Backend, Ctl, Guest, LoopDevice, SECTOR, Scratch, Serve, SmallTmpfs, Stand, pattern, until,
+};
 
 const LARGER: u64 = 2 * Stand::SIZE;
 
@@ -76,27 +78,6 @@ fn disk_that_grew_while_no_backend_ran_is_told_to_those_who_come_back() {
     assert_eq!(returning.front().config().capacity, LARGER / SECTOR as u64);
 }
 
-/// A block device, set free when dropped.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn new(file: &std::path::Path) -> Self {
-        Self(losetup(&["--find", "--show", file.to_str().unwrap()]).trim().to_owned())
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        losetup(&["--detach", &self.0]);
-    }
-}
-
-fn losetup(args: &[&str]) -> String {
-    let output = std::process::Command::new("losetup").args(args).output().unwrap();
-    assert!(output.status.success(), "losetup needs root and loop devices: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// The device is made larger first; the backend, in its sandbox, then looks how large it is.
 #[test]
 fn block_device_is_adopted_at_its_size() {
@@ -104,7 +85,7 @@ fn block_device_is_adopted_at_its_size() {
     let file = scratch.image(Stand::SIZE);
     let device = LoopDevice::new(&file);
     let link = scratch.join("device");
-    std::os::unix::fs::symlink(&device.0, &link).unwrap();
+    std::os::unix::fs::symlink(device.path(), &link).unwrap();
     let backend = Serve::image(&link).arg("--control").arg(scratch.join("ctl.sock")).rw("issuer").start();
     let (mut guest, channel) = self::guest(&backend, "issuer");
     guest.assert_works();
@@ -114,7 +95,7 @@ fn block_device_is_adopted_at_its_size() {
     let refused = ctl(&scratch).run(&["resize", "64M"]).unwrap_err();
     assert!(refused.contains("a device is resized first"), "{refused}");
     OpenOptions::new().write(true).open(file).unwrap().set_len(LARGER).unwrap();
-    losetup(&["--set-capacity", &device.0]);
+    device.adopt_size();
     ctl(&scratch).ok(&["resize", "64M"]);
     assert_told(&channel);
     let last = LARGER / SECTOR as u64 - 8;

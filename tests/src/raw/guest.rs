@@ -117,6 +117,12 @@ impl RawGuest {
         Self { front, memory: Memory::new(), queues: Vec::new(), accepted: 0, inflight: None }
     }
 
+    /// The same guest, with other memory, which is not told yet.
+    pub fn with_memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self
+    }
+
     /// The message layer.
     pub fn front(&self) -> &Front {
         &self.front

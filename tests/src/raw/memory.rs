@@ -47,9 +47,12 @@ pub struct Memory {
 impl Memory {
     /// Zeroed memory.
     pub fn new() -> Self {
-        let file = File::from(
-            memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap(),
-        );
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        Self::of_file(File::from(memfd_create("guest-memory", flags).unwrap()))
+    }
+
+    /// Memory in this file, which is empty.
+    pub fn of_file(file: File) -> Self {
         file.set_len(SIZE as u64).unwrap();
         let map = MmapRegion::from_file(FileOffset::new(file, 0), SIZE).unwrap();
         Self { map, next: 0, free: HashMap::new() }
