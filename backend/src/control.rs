@@ -8,6 +8,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::thread::{self, Scope};
 use std::time::Duration;
 
@@ -61,7 +62,6 @@ pub struct StaticStatus {
     pub logical_block_bytes: u32,
     pub multi_writer: bool,
     pub state_file: String,
-    pub sandbox: Sandbox,
     #[serde(skip)]
     pub guests: Vec<StaticGuest>,
 }
@@ -81,6 +81,8 @@ pub struct StaticGuest {
 pub struct Control<'a> {
     /// Says what does not change.
     pub fixed: StaticStatus,
+    /// What is in force of the sandbox, once that is known.
+    pub sandbox: OnceLock<Sandbox>,
     /// Carries out what changes something.
     pub operator: &'a Operator,
     /// Knows the counters.
@@ -221,6 +223,7 @@ impl<'a> Control<'a> {
         };
         let guests: Vec<Value> = self.fixed.guests.iter().enumerate().map(guest).collect();
         let mut status = json!(self.fixed);
+        status["sandbox"] = json!(self.sandbox.get());
         status["capacity_bytes"] = json!(self.shared.disk.image().capacity_bytes());
         status["poisoned"] = json!(self.shared.disk.is_poisoned());
         status["syncs"] = json!(self.shared.disk.syncs());

@@ -17,7 +17,6 @@ pub fn static_status(
     shared: &Shared,
     io_engine: &'static str,
     state: &StateFile,
-    sandbox: Sandbox,
 ) -> StaticStatus {
     let guest = |(index, guest): (usize, &GuestConfig)| StaticGuest {
         name: guest.name.clone(),
@@ -37,7 +36,6 @@ pub fn static_status(
         logical_block_bytes: shared.disk.image().logical_block_bytes(),
         multi_writer: config.multi_writer,
         state_file: state.path().display().to_string(),
-        sandbox,
         guests: config.guests.iter().enumerate().map(guest).collect(),
     }
 }

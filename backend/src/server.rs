@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use rustix::process::Resource;
@@ -98,12 +98,10 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     if signals.pending().next().is_some() {
         return Ok(());
     }
-    guests.iter().try_for_each(|guest| guest.endpoint.listen()).map_err(system("cannot listen"))?;
-    control_listener.iter().try_for_each(Listener::listen).map_err(system("cannot listen"))?;
-    let sandbox = if config.sandbox { sandbox::filter_calls(sandbox) } else { sandbox };
     let endpoints: Vec<String> = config.guests.iter().map(|guest| guest.endpoint.to_string()).collect();
     let control = Control {
-        fixed: static_status(config, &shared, engine_name, operator.state_file(), sandbox),
+        fixed: static_status(config, &shared, engine_name, operator.state_file()),
+        sandbox: OnceLock::new(),
         operator: &operator,
         shared: &shared,
         giver: control_listener.as_ref().map(|control| Giver {
@@ -128,6 +126,10 @@ pub fn serve(config: &Config) -> Result<(), StartError> {
     thread::scope(|scope| {
         // Before another process is told that it may go: a thread that cannot be made must not cost anybody his disk.
         let threads = house.start_threads(scope, control_listener.as_ref())?;
+        guests.iter().try_for_each(|guest| guest.endpoint.listen()).map_err(system("cannot listen"))?;
+        control_listener.iter().try_for_each(Listener::listen).map_err(system("cannot listen"))?;
+        let sandbox = if config.sandbox { sandbox::filter_calls(sandbox) } else { sandbox };
+        control.sandbox.get_or_init(|| sandbox);
         let fronts = match takeover {
             Some(takeover) => takeover.cross(&shared, &guests)?,
             None => guests.iter().map(|_| None).collect(),
