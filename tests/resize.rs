@@ -62,6 +62,21 @@ fn every_guest_is_told_and_uses_what_is_new() {
     assert_eq!(guest(&backend, "front").0.front().config().capacity, LARGER / SECTOR as u64);
 }
 
+/// Who wants no room allocated makes the file longer first.
+#[test]
+fn file_that_is_longer_already_is_adopted_as_it_is() {
+    let scratch = Scratch::new();
+    let image = scratch.image(Stand::SIZE);
+    let backend = serve(&scratch);
+    let (writer, channel) = guest(&backend, "issuer");
+    OpenOptions::new().write(true).open(&image).unwrap().set_len(LARGER).unwrap();
+    let blocks = std::fs::metadata(&image).unwrap().blocks();
+    ctl(&scratch).ok(&["resize", "64M"]);
+    assert_told(&channel);
+    assert_eq!(writer.front().config().capacity, LARGER / SECTOR as u64);
+    assert_eq!(std::fs::metadata(&image).unwrap().blocks(), blocks);
+}
+
 #[test]
 fn disk_that_grew_while_no_backend_ran_is_told_to_those_who_come_back() {
     let scratch = Scratch::new();

@@ -86,6 +86,18 @@ fn follows_an_indirect_table_once() {
 }
 
 #[test]
+fn reads_a_descriptor_that_lies_across_two_regions() {
+    let mem = memory();
+    put(&mem, 0, 0, (0x7ff8, 32, INDIRECT, 0));
+    put(&mem, 0x7ff8, 0, (0x2000, 100, NEXT, 1));
+    put(&mem, 0x7ff8, 1, (0x3000, 1, WRITE, 0));
+    assert_eq!(lengths(&walk(&mem, 0).unwrap()), (100, 1));
+    // And one that begins in the last region and ends in none.
+    put(&mem, 0, 0, (0xfff8, 16, INDIRECT, 0));
+    assert_eq!(walk(&mem, 0).unwrap_err(), ChainError::TableOutside);
+}
+
+#[test]
 fn refuses_bad_indirect_tables() {
     let mem = memory();
     for len in [0, 15, 17, 0xffff_fff0] {

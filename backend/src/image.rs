@@ -210,7 +210,7 @@ impl Image {
     /// When the file is shorter than the disk.
     pub fn check_whole(&self) -> io::Result<()> {
         // No times: after these were asked for, Linux (6.13) gives the next write a time of its own, which has to be kept, too, and
-        // a commit takes a quarter longer.
+        // a commit takes nearly a third longer.
         let (flags, wanted) = (AtFlags::EMPTY_PATH, StatxFlags::TYPE | StatxFlags::SIZE);
         let told = statx(&self.reader, c"", flags, wanted)?;
         let (bytes, capacity) = (told.stx_size, self.capacity_bytes());

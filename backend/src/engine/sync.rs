@@ -1,4 +1,4 @@
-//! IO in line with preadv2 and pwritev2.
+//! IO in line: pread64 and pwrite64, or preadv2 and pwritev2 for several segments and for what must not block.
 
 use std::io;
 use std::os::fd::RawFd;

@@ -135,14 +135,20 @@ pub(super) fn still_there(sim: &Sim, names: &[(String, u8)], story: &str) -> Vec
     there
 }
 
-#[test]
-pub(in crate::sim) fn a_crash_at_every_operation_of_expiry() {
+/// A store with receipts of a year's term, class 1, and of ten years', and their names.
+pub(super) fn store_of_two_terms() -> (Sim, Vec<(String, u8)>) {
     let sim = store(3 << 20);
     let mut writer = open(&sim, DAY);
     set_term(&mut writer, 1, Term::Years(1));
     set_term(&mut writer, 2, Term::Years(10));
     let names = fill(&sim, &mut writer, "m", &[1, 1, 2], 30);
     writer.close().unwrap();
+    (sim, names)
+}
+
+#[test]
+pub(in crate::sim) fn a_crash_at_every_operation_of_expiry() {
+    let (sim, names) = store_of_two_terms();
     let day = DAY + 400;
     let step = |sim: &Sim, writer: &mut Writer<SimWriter>| {
         run_expire(sim, writer, Some(day), COMPACT_PERCENT, false).map(drop)?;

@@ -1,8 +1,7 @@
 //! A disk that fails one operation, at each operation in turn, under expiry, erasure, holds, the policy and growth. What was acknowledged holds after a power
 //! failure; what was not may have happened or not; nothing else changes, and the next run gets to the end.
 
-use super::crashes::still_there;
-use super::expiry::fill;
+use super::crashes::{still_there, store_of_two_terms};
 use super::meanwhile::store_with_copy_left;
 use super::{DAY, is_clean, listed, open, options, path, put, run_expire, set_term, store};
 use crate::expire::COMPACT_PERCENT;
@@ -67,12 +66,7 @@ fn retention(sim: &Sim) -> Retention {
 
 #[test]
 fn a_disk_that_fails_once_under_expiry_loses_and_keeps_nothing_wrongly() {
-    let sim = store(3 << 20);
-    let mut writer = open(&sim, DAY);
-    set_term(&mut writer, 1, Term::Years(1));
-    set_term(&mut writer, 2, Term::Years(10));
-    let names = fill(&sim, &mut writer, "m", &[1, 1, 2], 30);
-    writer.close().unwrap();
+    let (sim, names) = store_of_two_terms();
     let day = DAY + 400;
     let step = |sim: &Sim, writer: &mut Writer<SimWriter>| {
         run_expire(sim, writer, Some(day), COMPACT_PERCENT, false).map(drop)
